@@ -1,0 +1,55 @@
+# The front door: each target works as the very first command. Decides what runs in which environment; the work is in
+# tools/, tests/ and benchmarks/. An active virtual environment is used, else .venv is made.
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
+PY := $(ENV)/bin/python
+STAMP := .stamp-setup$(if $(VIRTUAL_ENV),$(subst /,-,$(ENV)))
+BUILT := $(STAMP)-built
+CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
+FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h)
+
+.PHONY: help setup demo test bench lint format kernels ci clean
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: $(BUILT)  ## environment, torch (TORCH=torch==2.13.0 unless one is there), this package built in place
+demo: $(BUILT)  ## warp a real clip by its optical flow: runs/demo-warp/report.html (ARGS="--help" for options)
+	$(PY) -m vgkernels_models.warp_demo $(ARGS)
+test: $(BUILT)  ## the whole test suite on the native kernels (ARGS="-k name")
+	VGKERNELS_REQUIRE_NATIVE=1 $(PY) -m pytest $(ARGS)
+bench: $(BUILT)  ## ops against their PyTorch peers (ARGS="flow_warp --threads 1")
+	$(PY) -m benchmarks $(ARGS)
+lint: $(STAMP)  ## ruff, clang-format, mypy; changes nothing
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(ENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
+	$(PY) -m mypy
+format: $(STAMP)  ## rewrites the sources as lint wants them
+	$(PY) -m ruff check --fix-only --quiet .
+	$(PY) -m ruff format .
+	$(ENV)/bin/clang-format -i $(FORMATTED)
+kernels:  ## every .cu alone by nvcc for sm_80, 90, 100, 120: registers, spills, warnings as errors
+	$(PYTHON) tools/compile_kernels.py
+ci:  ## what CI runs
+	bash .ci/run
+clean:  ## build products, caches and runs; the environment stays
+	rm -rf build runs *.egg-info .stamp-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f vgkernels/*.so vgkernels/_build_info.json
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# Metadata or pins changed: install again. Only a kernel changed: compile what is older than its sources.
+$(STAMP): $(ENV)/pyvenv.cfg pyproject.toml setup.py constraints.txt tools/setup.sh
+	@bash tools/setup.sh "$(ENV)" "$(TORCH)"
+	@touch $@
+$(BUILT): $(STAMP) $(CSRC)
+	@$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(CURDIR)/.venv/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: Python >= 3.10 is needed; name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "make: python3-venv is missing (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(CURDIR)/.venv

@@ -1,0 +1,164 @@
+"""What an op's file holds (Op, Case), what comes out (Row), and which results count: only right ones are timed.
+Leaves the trial to trial.py, clocks and rates to measure.py, looks to table.py, sizes and peers to the op's file."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks import measure
+from benchmarks.measure import Cost
+from benchmarks.trial import MODES, OURS, OURS_ADVISED, Compiled, Trial
+
+TOLERANCE = {"float64": 1e-9, "float32": 5e-4, "float16": 5e-3, "bfloat16": 2e-2}  # of the truth's largest value
+
+
+@dataclass(frozen=True)
+class Case:
+    """One named size. `goals`: direction -> (goal, stretch), both in times faster than the peer named "eager"."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    flow: str = ""
+    variant: str = ""  # what the op's own file wants to tell apart
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of ours, the peers and the truth
+    directions: tuple[str, ...] = ("fwd", "bwd", "fwd+bwd")
+    goals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def label(self) -> str:
+        return " ".join(filter(None, (self.name, self.dtype, self.layout, self.flow)))
+
+
+class Op(Protocol):
+    """benchmarks/<op>.py as a module. `ours`, `truth` and the peers are called fn(*inputs, **case.options) -> Tensor;
+    `truth` gets the inputs in fp64. `tiny` shrinks a case for --check."""
+
+    CASES: Sequence[Case]
+    PEERS: Mapping[str, Callable[..., Tensor] | Compiled]
+    ours: Callable[..., Tensor]
+    truth: Callable[..., Tensor]
+    inputs: Callable[[Case, torch.device], tuple[Tensor, ...]]
+    tiny: Callable[[Case], Case]
+    cost: Callable[[Case, str], Cost]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run: what the command line decides."""
+
+    device: torch.device
+    threads: int = 1
+    repeats: int = 9
+    timed: bool = True
+
+
+@dataclass
+class Row:
+    """One case in one direction, as in the JSON. No time and no ratio for a result that was wrong."""
+
+    op: str
+    case: str
+    dtype: str
+    layout: str
+    flow: str
+    direction: str
+    threads: int
+    huge_pages: bool  # ours with VGKERNELS_HUGE_PAGES=1; the headline row is the one without
+    ours_ms: float | None = None
+    ours_quartiles: tuple[float, float] | None = None
+    peers: dict[str, float] = field(default_factory=dict)
+    peer_quartiles: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ratio: dict[str, float] = field(default_factory=dict)  # peer / ours
+    bytes: float = 0.0
+    flops: float = 0.0
+    copy_GBps: float | None = None  # of a copy of the forward's bytes, interleaved with the contenders
+    floor_ms: float | None = None
+    floor_fraction: float | None = None
+    max_err: float | None = None  # as `error`; None: not a number, the wrong shape or an exception
+    peer_err: dict[str, float | None] = field(default_factory=dict)
+    peak_extra_mb: float | None = None  # of one call, its results included
+    peer_peak_extra_mb: dict[str, float | None] = field(default_factory=dict)
+    goal: tuple[float, float] | None = None
+    wrong: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def ops() -> list[str]:
+    """Every op's file name in this folder."""
+    own = {"__init__", "__main__", "harness", "measure", "table", "trial"}
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in own)
+
+
+def load(op: str) -> Op:
+    module: Any = importlib.import_module(f"benchmarks.{op}")
+    return cast(Op, module)
+
+
+def run_case(name: str, op: Op, case: Case, settings: Settings) -> list[Row]:
+    """Compares every contender with the truth, then times those that are right; if ours is wrong nothing is timed."""
+    trial = Trial(op, case, settings.device)
+    contenders = trial.contenders(op, compiled=settings.timed)
+    errors, notes = trial.check(contenders)
+    tolerance = TOLERANCE[case.dtype]
+    right = {who: [mode for mode in trial.modes if errors[who][mode] <= tolerance] for who in contenders}
+    timings: dict[str, dict[str, list[float]]] = {}
+    peaks: dict[str, dict[str, float | None]] = {}
+    if settings.timed and len(right[OURS]) == len(trial.modes):
+        runners = {who: contender for who, contender in contenders.items() if right[who]}
+        timings = trial.time(runners, right, settings.repeats, op.cost(case, case.directions[0]).bytes)
+        peaks = {who: trial.peaks(contender, right[who]) for who, contender in runners.items()}
+
+    rows = []
+    peers = [who for who in contenders if who not in (OURS, OURS_ADVISED)]
+    for direction in case.directions:
+        mode = next(mode for mode, directions in MODES.items() if direction in directions)
+        for ours in (who for who in (OURS, OURS_ADVISED) if who in contenders):
+            row = Row(name, case.name, case.dtype, case.layout, case.flow, direction, settings.threads, ours != OURS)
+            row.goal = case.goals.get(direction)
+            row.max_err = _finite(errors[ours][mode])
+            row.peer_err = {who: _finite(errors[who][mode]) for who in peers if who not in notes[mode]}
+            row.wrong = [OURS] if mode not in right[ours] else []  # ours may not fail either
+            row.wrong += [who for who in peers if mode not in right[who] and who not in notes[mode]]
+            row.notes = {who: note for who, note in notes[mode].items() if who == ours or who in peers}
+            _fill_times(row, timings, ours, peers)
+            row.peak_extra_mb = peaks.get(ours, {}).get(direction)
+            row.peer_peak_extra_mb = {who: peaks[who].get(direction) for who in row.peers}
+            _fill_floor(row, op.cost(case, direction), timings, settings)
+            rows.append(row)
+    return rows
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _fill_times(row: Row, timings: Mapping[str, Mapping[str, list[float]]], ours: str, peers: Sequence[str]) -> None:
+    """Medians and quartiles of the row's direction; a ratio only between two right results."""
+    if row.direction not in timings.get(ours, {}):
+        return
+    q1, row.ours_ms, q3 = measure.quartiles(timings[ours][row.direction])
+    row.ours_quartiles = (q1, q3)
+    for who in peers:
+        if row.direction in timings.get(who, {}):
+            q1, row.peers[who], q3 = measure.quartiles(timings[who][row.direction])
+            row.peer_quartiles[who] = (q1, q3)
+            row.ratio[who] = row.peers[who] / row.ours_ms
+
+
+def _fill_floor(row: Row, cost: Cost, timings: Mapping[str, Mapping[str, list[float]]], settings: Settings) -> None:
+    row.bytes, row.flops = cost.bytes, cost.flops
+    if row.ours_ms is not None:
+        row.copy_GBps = statistics.median(timings["copy"]["GBps"])
+        gemm = measure.gemm_gfps(cost.unit, settings.device, settings.threads)
+        row.floor_ms = measure.floor_ms(cost, row.copy_GBps, gemm)
+        row.floor_fraction = row.floor_ms / row.ours_ms

@@ -1,0 +1,59 @@
+// Decides what each instruction without a C++ spelling is: PTX under nvcc, the emulator's model of it under g++.
+// A .cu file includes this beside launch.h; inline PTX is written nowhere else.
+#pragma once
+
+#include "common/launch.h"
+
+namespace vgkernels {
+namespace prim {
+
+// Starts the copy of 16 bytes from global to shared memory; from `bytes` on (0 to 16) zeros are written instead.
+// Both addresses are multiples of 16. The copy is seen after cp_async_wait, by other threads after a barrier as well.
+__device__ __forceinline__ void cp_async16(void* shared, const void* global, unsigned bytes = 16) {
+#if defined(__CUDACC__)
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#else
+  emu::copy_async(shared, global, 16, bytes);
+#endif
+}
+
+// Closes the group of the copies issued since the last commit.
+__device__ __forceinline__ void cp_async_commit() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  emu::commit_copies();
+#endif
+}
+
+// Waits until at most the latest `kPending` groups are under way.
+template <int kPending>
+__device__ __forceinline__ void cp_async_wait() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#else
+  emu::wait_copies(kPending);
+#endif
+}
+
+// *p += v in global memory, in no order, without the old value. Float reductions flush subnormals on the device.
+__device__ __forceinline__ void red_add(float* p, float v) { (void)atomicAdd(p, v); }
+__device__ __forceinline__ void red_add(double* p, double v) { (void)atomicAdd(p, v); }
+
+// The same for p[0..3]; p is a multiple of 16 bytes. Each component is atomic, the four together are not.
+__device__ __forceinline__ void red_add4(float* p, float4 v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "f"(v.x), "f"(v.y),
+               "f"(v.z), "f"(v.w)
+               : "memory");
+#else
+#if !defined(__CUDACC__)
+  emu::require_aligned(p, 16, "red.v4");
+#endif
+  red_add(p, v.x), red_add(p + 1, v.y), red_add(p + 2, v.z), red_add(p + 3, v.w);
+#endif
+}
+
+}  // namespace prim
+}  // namespace vgkernels

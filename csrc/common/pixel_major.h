@@ -1,0 +1,72 @@
+// Decides how G channels of an image move between the caller's layout and pixel-major scratch: out of (C, P) planes by
+// register transposes, out of (P, C) rows by copies. Compiled once per instruction set (foreach_isa.h).
+
+// Where G of an image's channels lie: element (c, p) is data[c * channel_stride + p * pixel_stride]; one stride is 1.
+template <class T>
+struct Channels {
+  T* data;
+  int64_t channel_stride, pixel_stride;
+  int count;  // channels that exist, 1..G; the scratch is padded with zeros up to G
+};
+
+// to (n, G) A  <-  from (count, n) T, starting at pixel `first`
+template <class A, int G, class T>
+void pack(Channels<const T> from, int64_t first, int64_t n, A* to) {
+  using P = Pixel<A, G>;
+  const T* source = from.data + first * from.pixel_stride;
+  int64_t x = 0;
+  if (from.pixel_stride == 1) {
+    for (; x + P::N <= n; x += P::N)
+      for (int part = 0; part < P::parts; ++part) {
+        Vector<A, P::N> rows[P::N];
+        if ((part + 1) * P::N <= from.count) {
+#pragma GCC unroll 16
+          for (int i = 0; i < P::N; ++i)
+            rows[i] = load<A, P::N>(source + (part * P::N + i) * from.channel_stride + x);
+        } else {
+          for (int i = 0; i < P::N; ++i)
+            rows[i] = part * P::N + i < from.count
+                          ? load<A, P::N>(source + (part * P::N + i) * from.channel_stride + x)
+                          : Vector<A, P::N>{};
+        }
+        transpose<A, P::N>(rows);
+#pragma GCC unroll 16
+        for (int i = 0; i < P::N; ++i) store<A, P::N>(to + (x + i) * G + part * P::N, rows[i]);
+      }
+  } else if (from.count == G) {
+    for (; x < n; ++x) store_pixel(to + x * G, load_pixel<A, G>(source + x * from.pixel_stride));
+  }
+  for (; x < n; ++x)
+    for (int c = 0; c < G; ++c)
+      to[x * G + c] = c < from.count ? vgkernels::widen(source[c * from.channel_stride + x * from.pixel_stride]) : A(0);
+}
+
+// to (count, n) T, starting at pixel `first`  <-  from (n, G) A
+template <class A, int G, class T>
+void unpack(const A* from, Channels<T> to, int64_t first, int64_t n) {
+  using P = Pixel<A, G>;
+  T* target = to.data + first * to.pixel_stride;
+  int64_t x = 0;
+  if (to.pixel_stride == 1) {
+    for (; x + P::N <= n; x += P::N)
+      for (int part = 0; part < P::parts; ++part) {
+        Vector<A, P::N> rows[P::N];
+#pragma GCC unroll 16
+        for (int i = 0; i < P::N; ++i) rows[i] = load<A, P::N>(from + (x + i) * G + part * P::N);
+        transpose<A, P::N>(rows);
+        if ((part + 1) * P::N <= to.count) {
+#pragma GCC unroll 16
+          for (int i = 0; i < P::N; ++i)
+            store<A, P::N>(target + (part * P::N + i) * to.channel_stride + x, rows[i]);
+        } else {
+          for (int i = 0; part * P::N + i < to.count; ++i)
+            store<A, P::N>(target + (part * P::N + i) * to.channel_stride + x, rows[i]);
+        }
+      }
+  } else if (to.count == G) {
+    for (; x < n; ++x) store_pixel(target + x * to.pixel_stride, load_pixel<A, G>(from + x * G));
+  }
+  for (; x < n; ++x)
+    for (int c = 0; c < to.count; ++c)
+      target[c * to.channel_stride + x * to.pixel_stride] = vgkernels::narrow<T>(from[x * G + c]);
+}

@@ -1,0 +1,105 @@
+// Decides how torch tensors become the raw pointers, layouts and threads that the torch-free kernels take, through the
+// LibTorch stable ABI. Leaves shapes and meaning to each op's _ops.cpp.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <string>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "common/check.h"
+#include "common/dtype.h"
+
+namespace vgkernels {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+inline DType dtype_of(const char* op, const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return DType::float64;
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::Half:
+      return DType::float16;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    default:
+      STD_TORCH_CHECK(false, op, ": expected ", name, " of dtype float64, float32, float16 or bfloat16, got ",
+                      torch::headeronly::toString(tensor.scalar_type()));
+  }
+  return DType::float32;
+}
+
+inline ScalarType accumulate_type(DType dtype) {
+  return dtype == DType::float64 ? ScalarType::Double : ScalarType::Float;
+}
+
+// torch's rule: channels innermost, strides of sizes 1 free; a tensor that is both counts as contiguous.
+inline bool is_channels_last(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return false;
+  int64_t expected = 1;
+  for (int d : {1, 3, 2, 0}) {
+    if (tensor.size(d) == 1) continue;
+    if (tensor.stride(d) != expected) return false;
+    expected *= tensor.size(d);
+  }
+  return true;
+}
+
+inline MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+inline Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype, const Tensor& beside,
+                    MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(shape, dtype, std::nullopt, beside.device(), std::nullopt, format);
+}
+
+// Large fresh results cost more in page faults than in arithmetic; huge pages make them few. VGKERNELS_HUGE_PAGES=0: off.
+inline Tensor advise_huge_pages(Tensor tensor) {
+#if defined(__linux__)
+  const char* wish = std::getenv("VGKERNELS_HUGE_PAGES");
+  const size_t huge = size_t(2) << 20, bytes = tensor.numel() * tensor.element_size();
+  if (tensor.is_cpu() && bytes >= 2 * huge && !(wish && std::strcmp(wish, "0") == 0)) {
+    const uintptr_t start = (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + 4095) / 4096 * 4096;
+    madvise(reinterpret_cast<void*>(start), bytes - 4096, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+  }
+#endif
+  return tensor;
+}
+
+#if defined(VG_CUDA)
+inline void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+#else
+// Runs the stages of a CpuPlan in order, each stage's units over torch's threads; run(scratch, stage, begin, end).
+template <class Plan, class Units, class Run>
+void run_stages(const Plan& plan, const Tensor& beside, int64_t elements, const Units& units, const Run& run) {
+  constexpr int64_t per_thread = 16384;  // elements of work below which another thread does not pay
+  const Tensor scratch = advise_huge_pages(empty({plan.scratch_bytes}, ScalarType::Byte, beside));
+  void* memory = scratch.mutable_data_ptr();
+  for (int64_t stage = 0; stage < plan.stages; ++stage) {
+    const int64_t count = units(stage), each = std::max<int64_t>(1, elements / std::max<int64_t>(1, count));
+    torch::stable::parallel_for(0, count, std::max<int64_t>(1, per_thread / each),
+                                [&](int64_t begin, int64_t end) { run(memory, stage, begin, end); });
+  }
+}
+#endif
+
+}  // namespace vgkernels

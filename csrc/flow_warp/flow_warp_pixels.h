@@ -1,0 +1,206 @@
+// Decides the three loops over pixels whose channels lie together: warp, the sums behind the flow and mask gradients, and
+// the scatter of the image gradient. Compiled once per instruction set; leaves layouts, rows and threads to _stages.h.
+
+constexpr int kBlock = 128;  // pixels of one row whose taps are worked out together
+
+// The four taps of each pixel of a block, 0 = top left, 1 = top right, 2 = bottom left, 3 = bottom right.
+template <class A>
+struct Taps {
+  int32_t x[kBlock], y[kBlock];  // cell of tap 0
+  A weight[4][kBlock];
+  A fraction_x[kBlock], fraction_y[kBlock], slope_x[kBlock], slope_y[kBlock];
+  int32_t inside[kBlock];  // bit k: tap k is in the image
+  int32_t loaded[kBlock];  // bit k: it also has a weight
+};
+
+template <Interpolation mode, Padding padding, class A>
+void locate_block(const A* flow_x, const A* flow_y, int64_t x0, int64_t y, int n, int W, int H, Taps<A>& taps) {
+  for (int i = 0; i < n; ++i) {
+    const AxisTap<A> h = locate(A(x0 + i) + flow_x[i], W, mode, padding);
+    const AxisTap<A> v = locate(A(y) + flow_y[i], H, mode, padding);
+    const int left = unsigned(h.cell) < unsigned(W), right = unsigned(h.cell + 1) < unsigned(W);
+    const int top = unsigned(v.cell) < unsigned(H), bottom = unsigned(v.cell + 1) < unsigned(H);
+    const A w0 = (1 - h.fraction) * (1 - v.fraction), w1 = h.fraction * (1 - v.fraction);
+    const A w2 = (1 - h.fraction) * v.fraction, w3 = h.fraction * v.fraction;
+    const int inside = (top & left) | (top & right) << 1 | (bottom & left) << 2 | (bottom & right) << 3;
+    taps.x[i] = h.cell;
+    taps.y[i] = v.cell;
+    taps.weight[0][i] = w0;
+    taps.weight[1][i] = w1;
+    taps.weight[2][i] = w2;
+    taps.weight[3][i] = w3;
+    taps.fraction_x[i] = h.fraction;
+    taps.fraction_y[i] = v.fraction;
+    taps.slope_x[i] = h.slope;
+    taps.slope_y[i] = v.slope;
+    taps.inside[i] = inside;
+    taps.loaded[i] = inside & (int(w0 != 0) | int(w1 != 0) << 1 | int(w2 != 0) << 2 | int(w3 != 0) << 3);
+  }
+}
+
+// n <= kBlock pixels of row y of image b, from column x0 on.
+template <class A>
+void locate_block(const FlowWarpParams& p, int64_t b, int64_t y, int64_t x0, int n, Taps<A>& taps) {
+  const A* flow_x = static_cast<const A*>(p.flow) + (b * 2 * p.Ho + y) * p.Wo + x0;
+  const A* flow_y = flow_x + p.Ho * p.Wo;
+  const int W = int(p.W), H = int(p.H);
+  if (p.mode == Interpolation::bilinear) {
+    constexpr auto mode = Interpolation::bilinear;
+    if (p.padding == Padding::border) return locate_block<mode, Padding::border>(flow_x, flow_y, x0, y, n, W, H, taps);
+    if (p.padding == Padding::zeros) return locate_block<mode, Padding::zeros>(flow_x, flow_y, x0, y, n, W, H, taps);
+    return locate_block<mode, Padding::reflection>(flow_x, flow_y, x0, y, n, W, H, taps);
+  }
+  constexpr auto mode = Interpolation::nearest;
+  if (p.padding == Padding::border) return locate_block<mode, Padding::border>(flow_x, flow_y, x0, y, n, W, H, taps);
+  if (p.padding == Padding::zeros) return locate_block<mode, Padding::zeros>(flow_x, flow_y, x0, y, n, W, H, taps);
+  return locate_block<mode, Padding::reflection>(flow_x, flow_y, x0, y, n, W, H, taps);
+}
+
+// An image whose pixels hold their channels side by side: pixel (x, y) starts at data + (y W + x) channels.
+// Fixed: channels is G; otherwise a multiple of G.
+template <class T, int G, bool Fixed>
+struct PixelImage {
+  T* data;
+  int64_t W, run_time_channels;
+  VG_INLINE int64_t channels() const { return Fixed ? G : run_time_channels; }
+  VG_INLINE int64_t row() const { return W * channels(); }
+  // Where tap 0 of a pixel starts, and how far from there tap k is.
+  VG_INLINE T* at(int32_t x, int32_t y) const { return data + (int64_t(y) * W + x) * channels(); }
+  VG_INLINE int64_t step(int k) const { return (k & 1) * channels() + (k >> 1) * row(); }
+};
+
+// out(i) = warped(i), or with a mask (1 - mask(i)) warped(i) + mask(i) painted(i); out and painted are blocks of n pixels.
+template <class A, int G, bool Fixed, class T>
+void warp_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image, const A* mask, const T* painted, T* out) {
+  using P = Pixel<A, G>;
+  const int64_t channels = image.channels(), row = image.row();
+  for (int i = 0; i < n; ++i) {
+    const T* tap = image.at(taps.x[i], taps.y[i]);
+    const A w[4] = {taps.weight[0][i], taps.weight[1][i], taps.weight[2][i], taps.weight[3][i]};
+    const int loaded = taps.loaded[i];
+    for (int64_t c = 0; c < channels; c += G) {
+      P sum = {};
+      if (loaded == 15) {
+        sum = w[0] * load_pixel<A, G>(tap + c);
+        add_scaled(sum, w[1], load_pixel<A, G>(tap + channels + c));
+        add_scaled(sum, w[2], load_pixel<A, G>(tap + row + c));
+        add_scaled(sum, w[3], load_pixel<A, G>(tap + row + channels + c));
+      } else {
+        for (int k = 0; k < 4; ++k)
+          if (loaded >> k & 1) add_scaled(sum, w[k], load_pixel<A, G>(tap + image.step(k) + c));
+      }
+      if (mask) {
+        sum = (1 - mask[i]) * sum;
+        add_scaled(sum, mask[i], load_pixel<A, G>(painted + i * channels + c));
+      }
+      store_pixel(out + i * channels + c, sum);
+    }
+  }
+}
+
+// dots(i, k) = sum over the channels of grad_out(i) tap_k(i), 0 where tap k is outside: enough for d/dflow and d/dmask.
+template <class A, int G, bool Fixed, class T>
+void dot_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image, const T* grad_out, bool first, A* dots) {
+  using P = Pixel<A, G>;
+  const int64_t channels = image.channels();
+  for (int i = 0; i < n; ++i) {
+    const T* tap = image.at(taps.x[i], taps.y[i]);
+    const int inside = taps.inside[i];
+    P sum[4] = {};
+    for (int64_t c = 0; c < channels; c += G) {
+      const P g = load_pixel<A, G>(grad_out + i * channels + c);
+      if (inside == 15) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) add_product(sum[k], g, load_pixel<A, G>(tap + image.step(k) + c));
+      } else {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k)
+          if (inside >> k & 1) add_product(sum[k], g, load_pixel<A, G>(tap + image.step(k) + c));
+      }
+    }
+    Vector<A, 4> total = sum_channels(sum[0], sum[1], sum[2], sum[3]);
+    if (!first) total += load<A, 4>(dots + 4 * i);
+    store<A, 4>(dots + 4 * i, total);
+  }
+}
+
+// The composite's own terms: dot(i) = sum over the channels of grad_out(i) painted(i); grad_painted(i) = mask(i) grad_out(i).
+// Either result may be null.
+template <class A, int G, bool Fixed, class T>
+void painted_block(int n, int64_t run_time_channels, const A* mask, const T* grad_out, const T* painted, bool first,
+                   A* dot, T* grad_painted) {
+  using P = Pixel<A, G>;
+  const int64_t channels = Fixed ? G : run_time_channels;
+  for (int i = 0; i < n; ++i) {
+    P sum = {};
+    for (int64_t c = i * channels; c < (i + 1) * channels; c += G) {
+      const P g = load_pixel<A, G>(grad_out + c);
+      if (dot) add_product(sum, g, load_pixel<A, G>(painted + c));
+      if (grad_painted) store_pixel(grad_painted + c, mask[i] * g);
+    }
+    if (dot) {
+      const Vector<A, 4> total = sum_channels(sum, sum, sum, sum);
+      dot[i] = first ? total[0] : dot[i] + total[0];
+    }
+  }
+}
+
+// grad(tap_k(i)) += (1 - mask(i)) w_k(i) grad_out(i) for the taps whose row is in [band_begin, band_end), in order of i, k.
+template <class A, int G, bool Fixed, class T>
+void scatter_block(const Taps<A>& taps, int n, const A* mask, const T* grad_out, int32_t band_begin, int32_t band_end,
+                   PixelImage<A, G, Fixed> grad) {
+  const int64_t channels = grad.channels();
+  for (int i = 0; i < n; ++i) {
+    const int32_t y = taps.y[i];
+    const A keep = mask ? 1 - mask[i] : A(1);
+    int mine = taps.loaded[i];
+    if (y < band_begin || y >= band_end) mine &= 12;
+    if (y + 1 < band_begin || y + 1 >= band_end) mine &= 3;
+    A* tap = grad.at(taps.x[i], y);
+    const T* g = grad_out + i * channels;
+    if (mine == 15) {
+      const A w[4] = {keep * taps.weight[0][i], keep * taps.weight[1][i], keep * taps.weight[2][i],
+                      keep * taps.weight[3][i]};
+      for (int64_t c = 0; c < channels; c += G) {
+        const Pixel<A, G> value = load_pixel<A, G>(g + c);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+          A* target = tap + grad.step(k) + c;
+          Pixel<A, G> sum = load_pixel<A, G>(target);
+          add_scaled(sum, w[k], value);
+          store_pixel(target, sum);
+        }
+      }
+    } else {
+      for (int k = 0; k < 4; ++k) {
+        if (!(mine >> k & 1)) continue;
+        const A w = keep * taps.weight[k][i];
+        for (int64_t c = 0; c < channels; c += G) {
+          A* target = tap + grad.step(k) + c;
+          Pixel<A, G> sum = load_pixel<A, G>(target);
+          add_scaled(sum, w, load_pixel<A, G>(g + c));
+          store_pixel(target, sum);
+        }
+      }
+    }
+  }
+}
+
+// From the dots of a block to the gradients of flow and mask; either may be null.
+template <class A>
+void finish_block(const Taps<A>& taps, int n, const A (&dots)[4][kBlock], const A* dot_painted, const A* mask,
+                  A* grad_flow_x, A* grad_flow_y, A* grad_mask) {
+  for (int i = 0; grad_flow_x && i < n; ++i) {
+    const A d0 = dots[0][i], d1 = dots[1][i], d2 = dots[2][i], d3 = dots[3][i];
+    const A fx = taps.fraction_x[i], fy = taps.fraction_y[i], keep = mask ? 1 - mask[i] : A(1);
+    const A dx = keep * taps.slope_x[i] * ((d1 - d0) * (1 - fy) + (d3 - d2) * fy);
+    const A dy = keep * taps.slope_y[i] * ((d2 - d0) * (1 - fx) + (d3 - d1) * fx);
+    grad_flow_x[i] = taps.slope_x[i] != 0 ? dx : A(0);
+    grad_flow_y[i] = taps.slope_y[i] != 0 ? dy : A(0);
+  }
+  for (int i = 0; grad_mask && i < n; ++i) {
+    A warped = 0;
+    for (int k = 0; k < 4; ++k) warped += taps.loaded[i] >> k & 1 ? taps.weight[k][i] * dots[k][i] : A(0);
+    grad_mask[i] = dot_painted[i] - warped;
+  }
+}

@@ -1,0 +1,20 @@
+"""Four PyTorch ops for video generation, with CPU and CUDA kernels. One import line an op; the rest is in its file."""
+
+import sys
+
+__version__ = "0.1.0"
+
+try:
+    import torch as _torch  # noqa: F401
+except (ImportError, OSError) as error:  # OSError: one of torch's own libraries doesn't load
+    if "vgkernels.info" not in sys.orig_argv:  # `python -m vgkernels.info` is how one finds out what is wrong
+        raise ImportError(
+            f"vgkernels needs PyTorch >= 2.11, and `import torch` fails here ({error}); see `python -m vgkernels.info`"
+        ) from error
+else:
+    from .flow_warp import (
+        flow_warp as flow_warp,
+        flow_warp_blend as flow_warp_blend,
+        flow_warp_blend_reference as flow_warp_blend_reference,
+        flow_warp_reference as flow_warp_reference,
+    )

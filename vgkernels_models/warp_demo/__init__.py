@@ -1,0 +1,4 @@
+"""The demo behind `make demo`: `flow_warp` on a real clip, scored frame by frame, shown on one page.
+
+Decides nothing itself: `measure.py` computes, `report.py` shows, `__main__.py` is the command line.
+"""
