@@ -175,6 +175,11 @@ class BuildExt(build_ext):
     def get_ext_filename(self, fullname):
         return str(Path(*fullname.split("."))) + ".abi3.so"  # no CPython inside: one name for all of them
 
+    def finalize_options(self):
+        super().finalize_options()
+        if self.inplace:  # one place for `pip install -e` and build_ext --inplace: neither repeats the other's work
+            self.build_temp = str(ROOT / "build" / "inplace")
+
     def run(self):
         if self.inplace:
             record(ROOT)

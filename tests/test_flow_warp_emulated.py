@@ -390,7 +390,7 @@ def test_the_choice_between_gather_and_scatter(native):
         assert native.launches() - before == (6 if sorts else 1)
 
 
-@pytest.mark.parametrize(("dtype", "deterministic"), itertools.product(("float32", "bfloat16"), (True, False)))
+@pytest.mark.parametrize(("dtype", "deterministic"), list(itertools.product(("float32", "bfloat16"), (True, False))))
 def test_small_scratch_takes_the_images_in_groups(native, dtype, deterministic):
     case = Case(dtype, True, sizes=(5, 8, 6, 7, 5, 9))
     results = []
@@ -449,6 +449,28 @@ def test_all_pixels_in_one_cell(native):
     policy(native, atomics_below=10**6)
     for last in (False, True):
         check(native, Case("float32", last, sizes=(1, 4, 5, 6, 50, 90), flow_kind="one cell"), ORDERS[2:4])
+
+
+# ---- against the op: the same numbers as the CPU kernels and the reference ----
+
+
+@pytest.mark.parametrize("function", ("flow_warp_blend", "flow_warp_blend_reference"))
+@pytest.mark.parametrize("dtype", ("float64", "float32"))
+@pytest.mark.parametrize("last", (False, True))
+def test_same_as_the_op_on_the_cpu(native, last, dtype, function):
+    torch = pytest.importorskip("torch")
+    op = getattr(pytest.importorskip("vgkernels"), function)
+    for mode, padding, kind in itertools.product(MODES, PADDINGS, ("smooth", "random", "whole", "far", "broken")):
+        case = Case(dtype, last, mode, padding, True, (2, 5, 7, 9, 6, 11), kind)
+        format = torch.channels_last if last else torch.contiguous_format
+        inputs = [torch.from_numpy(case.arrays[name]).contiguous(memory_format=format) for name in GRADIENTS]
+        out = op(*(tensor.requires_grad_() for tensor in inputs), mode=mode, padding_mode=padding)
+        grads = torch.autograd.grad(out, inputs, torch.from_numpy(case.arrays["grad_out"]), allow_unused=True)
+        expected = dict(zip(GRADIENTS, grads, strict=True), out=out.detach())
+        got = {"out": case.forward(native), **case.backward(native, True)}
+        for name, tensor in expected.items():
+            values = np.zeros(got[name].shape) if tensor is None else tensor.numpy().astype(np.float64)
+            assert_close(name, got[name], values, f"{function} {summary(case)}", dtype)
 
 
 # ---- sanitizers, on small shapes ----

@@ -249,9 +249,9 @@ def test_a_moving_square_occludes_what_it_uncovers_and_nothing_else() -> None:
 
 
 def test_pixels_that_come_from_outside_the_frame_are_occluded() -> None:
-    flow = torch.tensor([-4.0, 3.0]).view(1, 2, 1, 1).expand(1, 2, 20, 30)
-    expected = torch.zeros(1, 1, 20, 30)
-    expected[..., :4] = expected[..., -3:, :] = 1
+    flow = torch.tensor([[-4.0, 3.0], [4.0, -3.0]]).view(2, 2, 1, 1).expand(2, 2, 20, 30)
+    expected = torch.zeros(2, 1, 20, 30)
+    expected[0, :, :, :4] = expected[0, :, -3:] = expected[1, :, :, -4:] = expected[1, :, :3] = 1
     assert torch.equal(optical_flow.occlusion_mask(flow, -flow), expected)
 
 
@@ -324,7 +324,7 @@ def test_the_flow_wheel_is_middlebury_s() -> None:
 def test_the_legend_is_a_disc_that_shows_each_direction_where_it_points() -> None:
     disc = legend_disc(65)
     assert disc.shape == (4, 65, 65) and disc[3, 0, 0] == 0 and disc[3, 32, 32] == 255
-    left = flow_to_color(torch.tensor([[[-1.0]], [[0.0]]]), 1.0).flatten()
+    left = flow_to_color(torch.tensor([-1.0, 0.0]).view(2, 1, 1), 1.0).flatten()
     assert (disc[:3, 32, 1].int() - left.int()).abs().max() <= 8
     with av.open(io.BytesIO(png(disc)), format="png_pipe") as container:
         picture = next(container.decode(video=0)).to_ndarray(format="rgba")
@@ -346,8 +346,7 @@ def test_a_chart_breaks_its_line_where_a_value_is_missing() -> None:
     chart = page.line_chart([page.Series("a", [1, 2, None, 3, float("inf"), 4, 5])], "dB", first=1, marks=[3])
     assert re.search(r'class="series s0" d="M[^M]+L[^M]+ M[^ML]+ M[^M]+L[^M]+"', chart) and chart.count('"mark"') == 1
     for values in ([5.0], [5.0, 5.0], [None, None]):
-        drawn = page.line_chart([page.Series("a", values)], "dB")
-        assert "nan" not in drawn and "inf" not in drawn
+        assert not re.search("nan|inf", page.line_chart([page.Series("a", values)], "dB"))
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,8 +370,7 @@ def test_the_report_is_one_file_and_its_clips_play(real_report: Path) -> None:
     assert all(len(decode(base64.b64decode(video))) == 11 for video in videos)
     rest = re.sub(r'"data:[^"]*"', '""', text)
     assert not re.search(r"""(src|href)\s*=\s*["'](?!["'])|url\(|@import|https?://""", rest)
-    for words in ("oracle composite", "upper bound", "Sundaram", "rim =", "flow_warp_blend", "grid_sample path"):
-        assert words in rest
+    assert all(words in rest for words in ("oracle composite", "upper bound", "Sundaram", "rim =", "grid_sample path"))
 
 
 def test_each_panel_shows_what_its_caption_says(real_report: Path, real_clip: clips.Clip) -> None:
@@ -381,12 +379,14 @@ def test_each_panel_shows_what_its_caption_says(real_report: Path, real_clip: cl
         name: decode(base64.b64decode(video))
         for video, name in re.findall(r'base64,([^"]+)"></video>.*?<figcaption><b>([^<]+)</b>', text)
     }
+    pairs = measure.pairs_with_flow(real_clip, [False] * 12, lambda steps, _: steps)
     for t in (1, 6, 11):
-        frames = {name: shown[name][t - 1].float() for name in ("previous", "true", "warped", "oracle composite")}
+        panel = {name: frames[t - 1].float() for name, frames in shown.items()}
         previous, current = real_clip.frames[t - 1].float(), real_clip.frames[t].float()
-        assert psnr(frames["previous"], previous, 255) > 33 and psnr(frames["true"], current, 255) > 33
-        assert psnr(frames["warped"], current, 255) > psnr(previous, current, 255)
-        assert psnr(frames["oracle composite"], current, 255) > psnr(frames["warped"], current, 255) - 0.1
+        assert psnr(panel["previous"], previous, 255) > 33 and psnr(panel["true"], current, 255) > 33
+        assert psnr(panel["warped"], current, 255) > psnr(previous, current, 255)
+        visible, oracle = 1 - pairs[t - 1].occlusion[0, 0, :, :, None], panel["oracle composite"]
+        assert psnr(oracle * visible, panel["warped"] * visible, 255) > psnr(oracle * visible, current * visible, 255)
 
 
 def test_warping_beats_copying_on_every_real_frame_with_motion(real_report: Path) -> None:

@@ -37,9 +37,10 @@ inline void check_tensor(const char* op, const char* name, const Tensor& tensor,
                          torch::headeronly::ScalarType dtype, const Tensor& first) {
   STD_TORCH_CHECK(shape_of(tensor) == shape, op, ": expected ", name, " of shape ", shape_text(shape), ", got ",
                   shape_text(shape_of(tensor)));
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": expected ", name, " of dtype ", torch::headeronly::toString(dtype),
-                  ", got ", torch::headeronly::toString(tensor.scalar_type()));
-  STD_TORCH_CHECK(tensor.device() == first.device(), op, ": expected ", name, " on the same device as the first argument");
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": expected ", name, " of dtype ",
+                  torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(tensor.scalar_type()));
+  STD_TORCH_CHECK(tensor.device() == first.device(), op, ": expected ", name,
+                  " on the same device as the first argument");
 }
 
 }  // namespace vgkernels

@@ -1,15 +1,11 @@
-// Decides which instruction sets a CPU kernel is compiled for: includes VG_ISA_FILE once for each, in a namespace of its own.
-// VG_FOR_ISA(f(args)) then calls the copy that this processor runs (cpu_isa.h). Headers that VG_ISA_FILE needs and that
-// are not meant to be compiled per instruction set must be included before this one.
+// Decides which instruction sets a CPU kernel is compiled for: includes VG_ISA_FILE once for each, in a namespace of
+// its own. VG_FOR_ISA(f(args)) then calls the copy that this processor runs (cpu_isa.h). Headers that VG_ISA_FILE needs
+// and that are not meant to be compiled per instruction set must be included before this one.
 #pragma once
 
 #include "common/cpu_isa.h"
 
 #if VG_HAS_ISA_CLONES
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // the gathers' own pass-through operand, in this header
-#include <immintrin.h>
-#pragma GCC diagnostic pop
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between inlined functions only
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")

@@ -21,20 +21,23 @@ void pack(Channels<const T> from, int64_t first, int64_t n, A* to) {
         Vector<A, P::N> rows[P::N];
         if ((part + 1) * P::N <= from.count) {
 #pragma GCC unroll 16
-          for (int i = 0; i < P::N; ++i)
-            rows[i] = load<A, P::N>(source + (part * P::N + i) * from.channel_stride + x);
+          for (int i = 0; i < P::N; ++i) rows[i] = load<A, P::N>(source + (part * P::N + i) * from.channel_stride + x);
         } else {
           for (int i = 0; i < P::N; ++i)
-            rows[i] = part * P::N + i < from.count
-                          ? load<A, P::N>(source + (part * P::N + i) * from.channel_stride + x)
-                          : Vector<A, P::N>{};
+            rows[i] = part * P::N + i < from.count ? load<A, P::N>(source + (part * P::N + i) * from.channel_stride + x)
+                                                   : Vector<A, P::N>{};
         }
         transpose<A, P::N>(rows);
 #pragma GCC unroll 16
         for (int i = 0; i < P::N; ++i) store<A, P::N>(to + (x + i) * G + part * P::N, rows[i]);
       }
-  } else if (from.count == G) {
-    for (; x < n; ++x) store_pixel(to + x * G, load_pixel<A, G>(source + x * from.pixel_stride));
+  } else {  // whole vectors as long as they end inside; lanes past `count` belong to a neighbour
+    const Pixel<A, G> exists = first_lanes<A, G>(from.count);
+    for (; x * from.pixel_stride + G <= (n - 1) * from.pixel_stride + from.count; ++x) {
+      Pixel<A, G> pixel = load_pixel<A, G>(source + x * from.pixel_stride);
+      if (from.count < G) pixel = select(exists, pixel);
+      store_pixel(to + x * G, pixel);
+    }
   }
   for (; x < n; ++x)
     for (int c = 0; c < G; ++c)
@@ -56,15 +59,16 @@ void unpack(const A* from, Channels<T> to, int64_t first, int64_t n) {
         transpose<A, P::N>(rows);
         if ((part + 1) * P::N <= to.count) {
 #pragma GCC unroll 16
-          for (int i = 0; i < P::N; ++i)
-            store<A, P::N>(target + (part * P::N + i) * to.channel_stride + x, rows[i]);
+          for (int i = 0; i < P::N; ++i) store<A, P::N>(target + (part * P::N + i) * to.channel_stride + x, rows[i]);
         } else {
           for (int i = 0; part * P::N + i < to.count; ++i)
             store<A, P::N>(target + (part * P::N + i) * to.channel_stride + x, rows[i]);
         }
       }
-  } else if (to.count == G) {
-    for (; x < n; ++x) store_pixel(target + x * to.pixel_stride, load_pixel<A, G>(from + x * G));
+  } else if (to.count == G ||
+             to.count == to.pixel_stride) {  // what runs over into the next pixel is written again by it
+    for (; x * to.pixel_stride + G <= (n - 1) * to.pixel_stride + to.count; ++x)
+      store_pixel(target + x * to.pixel_stride, load_pixel<A, G>(from + x * G));
   }
   for (; x < n; ++x)
     for (int c = 0; c < to.count; ++c)

@@ -1,5 +1,5 @@
-// Decides how a pixel's channels sit in vector registers: G channels of type A, in vectors of this instruction set's width.
-// Compiled once per instruction set (no include guard: foreach_isa.h); leaves the arithmetic of an op to the op.
+// Decides how a pixel's channels sit in vector registers: G channels of type A, in vectors of this instruction set's
+// width. Compiled once per instruction set (no include guard: foreach_isa.h); leaves the arithmetic of an op to the op.
 
 #define VG_INLINE inline __attribute__((always_inline))
 
@@ -93,6 +93,20 @@ VG_INLINE void store_pixel(T* to, const Pixel<A, G>& pixel) {
 
 // ---- arithmetic ----
 
+// 1 in the first `count` lanes, 0 in the others; and x where it is 1, 0 where it is not.
+template <class A, int G>
+VG_INLINE Pixel<A, G> first_lanes(int count) {
+  Pixel<A, G> lanes;
+  for (int c = 0; c < G; ++c) lanes.part[c / lanes.N][c % lanes.N] = c < count;
+  return lanes;
+}
+template <class A, int G>
+VG_INLINE Pixel<A, G> select(const Pixel<A, G>& lanes, Pixel<A, G> x) {
+#pragma GCC unroll 8
+  for (int i = 0; i < x.parts; ++i) x.part[i] = lanes.part[i] != 0 ? x.part[i] : typename Pixel<A, G>::V{};
+  return x;
+}
+
 template <class A, int G>
 VG_INLINE Pixel<A, G> operator*(A scale, const Pixel<A, G>& x) {
   Pixel<A, G> out;
@@ -128,19 +142,10 @@ template <int N, int Half, int... I>
 constexpr auto zipped(std::integer_sequence<int, I...>) {
   return std::integer_sequence<int, (I / 2 + (I % 2) * N + Half * N / 2)...>{};
 }
-template <int Odd, int... I>
-constexpr auto unzipped(std::integer_sequence<int, I...>) {
-  return std::integer_sequence<int, (2 * I + Odd)...>{};
-}
 // Lanes of a and b alternating, from the lower (Half = 0) or the upper (1) half of both.
 template <int Half, int N, class V>
 VG_INLINE V zip(V a, V b) {
   return shuffle(a, b, zipped<N, Half>(std::make_integer_sequence<int, N>{}));
-}
-// The even (Odd = 0) or the odd (1) lanes of a, then of b.
-template <int Odd, int N, class V>
-VG_INLINE V unzip(V a, V b) {
-  return shuffle(a, b, unzipped<Odd>(std::make_integer_sequence<int, N>{}));
 }
 
 // rows[i][j] <-> rows[j][i], by log2 N perfect shuffles.
@@ -157,29 +162,6 @@ VG_INLINE void transpose(Vector<A, N> (&rows)[N]) {
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) rows[i] = shuffled[i];
   }
-}
-
-// left[i] = base[index[i]], right[i] = base[index[i] + 1]
-template <int N>
-VG_INLINE void gather_pairs(const float* base, const int32_t* index, Vector<float, N>& left, Vector<float, N>& right) {
-#if VG_ISA_BYTES >= 32 && VG_HAS_ISA_CLONES
-  static_assert(N == VG_ISA_BYTES / 4, "one full vector");
-#if VG_ISA_BYTES == 64
-  const auto low = (Vector<float, N>)_mm512_i32gather_epi64(_mm256_loadu_si256((const __m256i*)index), base, 4);
-  const auto high = (Vector<float, N>)_mm512_i32gather_epi64(_mm256_loadu_si256((const __m256i*)(index + 8)), base, 4);
-#else
-  const auto pairs = (const long long*)base;  // 8-byte elements that start at any float: the gather needs no alignment
-  const auto low = (Vector<float, N>)_mm256_i32gather_epi64(pairs, _mm_loadu_si128((const __m128i*)index), 4);
-  const auto high = (Vector<float, N>)_mm256_i32gather_epi64(pairs, _mm_loadu_si128((const __m128i*)(index + 4)), 4);
-#endif
-  left = unzip<0, N>(low, high);
-  right = unzip<1, N>(low, high);
-#else
-  for (int i = 0; i < N; ++i) {
-    left[i] = base[index[i]];
-    right[i] = base[index[i] + 1];
-  }
-#endif
 }
 
 // The sums of N lanes taken four apart: lane j of the result is the sum of lanes j, j + 4, j + 8, ...

@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
@@ -68,7 +69,8 @@ inline Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype, const T
   return torch::stable::empty(shape, dtype, std::nullopt, beside.device(), std::nullopt, format);
 }
 
-// Large fresh results cost more in page faults than in arithmetic; huge pages make them few. VGKERNELS_HUGE_PAGES=0: off.
+// Large fresh results cost more in page faults than in arithmetic; huge pages make them few. VGKERNELS_HUGE_PAGES=0:
+// off.
 inline Tensor advise_huge_pages(Tensor tensor) {
 #if defined(__linux__)
   const char* wish = std::getenv("VGKERNELS_HUGE_PAGES");
@@ -88,17 +90,16 @@ inline void* current_stream(const Tensor& tensor) {
   return stream;
 }
 #else
-// Runs the stages of a CpuPlan in order, each stage's units over torch's threads; run(scratch, stage, begin, end).
-template <class Plan, class Units, class Run>
-void run_stages(const Plan& plan, const Tensor& beside, int64_t elements, const Units& units, const Run& run) {
-  constexpr int64_t per_thread = 16384;  // elements of work below which another thread does not pay
-  const Tensor scratch = advise_huge_pages(empty({plan.scratch_bytes}, ScalarType::Byte, beside));
-  void* memory = scratch.mutable_data_ptr();
-  for (int64_t stage = 0; stage < plan.stages; ++stage) {
-    const int64_t count = units(stage), each = std::max<int64_t>(1, elements / std::max<int64_t>(1, count));
-    torch::stable::parallel_for(0, count, std::max<int64_t>(1, per_thread / each),
-                                [&](int64_t begin, int64_t end) { run(memory, stage, begin, end); });
-  }
+// run(begin, end) over torch's threads; units of about `work` elements each. Raises if a run returns false (no memory).
+template <class Run>
+void parallel_units(const char* op, int64_t units, int64_t work, const Run& run) {
+  constexpr int64_t per_thread = 16384;  // elements below which another thread does not pay
+  std::atomic<bool> complete{true};      // a thread must not throw: the stable ABI would lose what it says
+  torch::stable::parallel_for(0, units, std::max<int64_t>(1, per_thread / std::max<int64_t>(1, work)),
+                              [&](int64_t begin, int64_t end) {
+                                if (!run(begin, end)) complete = false;
+                              });
+  STD_TORCH_CHECK(complete, op, ": out of memory");
 }
 #endif
 

@@ -19,7 +19,8 @@ namespace vgkernels {
 enum class Interpolation : int { bilinear, nearest };
 enum class Padding : int { border, zeros, reflection };
 
-// T is the dtype of the images, A = Acc<T>. Images lie packed, all contiguous or all channels_last; flow and mask contiguous.
+// T is the dtype of the images, A = Acc<T>. Images lie packed, all contiguous or all channels_last; flow and mask
+// contiguous.
 struct FlowWarpParams {
   int64_t B, C, H, W, Ho, Wo;
   bool channels_last;
@@ -74,7 +75,7 @@ VG_HOST_DEVICE AxisTap<A> locate(A x, int n, Interpolation mode, Padding padding
   }
   if (mode == Interpolation::nearest) return {int(std::nearbyint(x)), A(0), A(0)};  // half to even
   int cell = int(x);
-  cell -= A(cell) > x;                                             // floor, without a call on baseline x86
+  cell -= A(cell) > x;                                            // floor, without a call on baseline x86
   if (padding != Padding::zeros && cell == n - 1) cell -= n > 1;  // both taps inside, fraction up to 1
   return {cell, x - A(cell), slope};
 }

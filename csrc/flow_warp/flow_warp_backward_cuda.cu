@@ -15,12 +15,15 @@ __device__ __forceinline__ A tap_slope(bool far, bool other_far, A other_fractio
   return far ? other : -other;
 }
 
+// Blocks a multiprocessor that ptxas must leave registers for; one more makes it spill on some architecture.
+template <class P, int kVector, bool kPlanesBlend>
+constexpr int kSourceBlocks = kWide<P> ? 2 : (kVector == 8 || kPlanesBlend ? 3 : 4);
+
 // Sums over the channels, of one lane in order, then an xor tree over the lanes of the pixel: no order is left to
 // timing. Lanes, pixels and grid as in the forward, without slices: Tiling over (Ho, Wo).
 template <class P, int kVector, bool kPlanes, bool kBlend>
-__global__ void __launch_bounds__(kThreads, kWide<P>       ? 2
-                                            : kVector == 8 ? 3
-                                                           : 4) source_gradients(P p, Tiling tiling) {
+__global__ void __launch_bounds__(kThreads, kSourceBlocks<P, kVector, kPlanes && kBlend>)
+    source_gradients(P p, Tiling tiling) {
   using T = typename P::T;
   using A = typename P::A;
   using Index = typename P::Index;
@@ -42,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, kWide<P>       ? 2
     }
     const T* image = p.image + Index(spot.b) * p.C * p.H * p.W;           // (C, H, W)
     const Index here = Index(spot.b) * p.C * pixels + pixel * out.pixel;  // of channel 0
-#pragma unroll(kPlanes ? 4 : 1)
+#pragma unroll(kPlanes ? 2 : 1)
     for (int c = spot.lane * kVector; c < p.C; c += kVector << tiling.lanes) {
       const Pack<T, kVector> grad = load<kVector>(p.grad_out + here + c * out.channel);
       Pack<T, kVector> value[4] = {}, fresh = {};

@@ -1,8 +1,10 @@
-// Decides the CPU stages of flow_warp and their scratch memory, and picks the copy compiled for this processor.
-// What a unit does is in flow_warp_stages.h, the loops over pixels in flow_warp_pixels.h.
+// Decides in which groups channels are packed and how many rows a window holds, and picks the copy of the kernels
+// compiled for this processor. What a range of rows does is in flow_warp_rows.h, the loops over pixels in
+// flow_warp_pixels.h.
 #include "flow_warp/flow_warp_cpu.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -26,6 +28,7 @@ int64_t group_count(int64_t C) {
   return C / wide + (rest > wide / 2 ? 1 : (rest + narrow_group - 1) / narrow_group);
 }
 
+// Whole cache lines first; more than half a line left fills another, less goes in fours.
 template <class A>
 Group nth_group(int64_t C, int64_t n) {
   const int64_t wide = wide_group<A>, rest = C % wide, whole = C / wide;
@@ -35,73 +38,44 @@ Group nth_group(int64_t C, int64_t n) {
   return {first, int(std::min<int64_t>(narrow_group, C - first)), narrow_group};
 }
 
-struct GroupStage {
-  int64_t b;
-  Group group;
-  int step;
-};
-
 template <class A>
-GroupStage group_stage(int64_t C, int64_t stage, int steps) {
-  const int64_t groups = group_count<A>(C), turn = stage / steps;
-  return {turn / groups, nth_group<A>(C, turn % groups), int(stage % steps)};
-}
-
-template <class A>
-int64_t widest_group(int64_t C) {
-  return nth_group<A>(C, 0).width;
-}
-
-template <class A>
-bool direct(const FlowWarpParams& p) {
+bool in_place(const FlowWarpParams& p) {
   return p.channels_last && p.C % wide_group<A> == 0;
 }
-constexpr int64_t planar_channels = 4;  // above, packing once per group beats gathering once per channel
 template <class T>
-bool planar(const FlowWarpParams& p) {
-  return std::is_same_v<T, float> && !p.channels_last && p.C <= planar_channels && p.H * p.W <= INT32_MAX;
-}
-template <class T>
-bool direct_backward(const FlowWarpParams& p) {  // 16-bit gradients are summed in float scratch, so never in place
-  return std::is_same_v<T, Acc<T>> && direct<Acc<T>>(p);
+bool in_place_backward(const FlowWarpParams& p) {  // 16-bit gradients are summed in a float window, never in place
+  return std::is_same_v<T, Acc<T>> && in_place<Acc<T>>(p);
 }
 
-// Cuts one allocation into arrays that start on cache lines.
-struct Cutter {
-  char* at;
-  int64_t bytes = 0;
-  template <class X>
-  X* take(int64_t count) {
-    char* start = at + bytes;
-    bytes += (count * int64_t(sizeof(X)) + 63) / 64 * 64;
-    return reinterpret_cast<X*>(start);  // a cut of untyped memory, on a cache line
-  }
+struct Memory {
+  void* data;
+  explicit Memory(size_t bytes) : data(std::aligned_alloc(64, (bytes + 127) / 64 * 64)) {}
+  ~Memory() { std::free(data); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
 };
 
-template <class A>
-struct BackwardScratch {
-  int32_t *row_low, *row_high;  // (B, Ho)
-  A* dots;                      // (Ho, Wo, 4)
-  A* dot_painted;               // (Ho, Wo)
-  A *image, *grad_image;        // (H, W, G)
-  int64_t bytes;
+int32_t power_of_two(int32_t at_least) {
+  int32_t power = 1;
+  while (power < at_least) power *= 2;
+  return power;
+}
 
-  template <class T>
-  static BackwardScratch of(const FlowWarpBackwardParams& p, void* memory) {
-    BackwardScratch scratch;
-    Cutter cut{static_cast<char*>(memory)};
-    const bool in_place = direct_backward<T>(p), need_dots = p.grad_flow || p.grad_mask;
-    const int64_t plane = in_place ? 0 : p.H * p.W * widest_group<A>(p.C);
-    const int64_t carried = in_place || group_count<A>(p.C) == 1 ? 0 : p.Ho * p.Wo;
-    scratch.row_low = cut.take<int32_t>(p.B * p.Ho);
-    scratch.row_high = cut.take<int32_t>(p.B * p.Ho);
-    scratch.dots = cut.take<A>(need_dots ? 4 * carried : 0);
-    scratch.dot_painted = cut.take<A>(p.grad_mask ? carried : 0);
-    scratch.image = cut.take<A>(need_dots && !planar<T>(p) ? plane : 0);
-    scratch.grad_image = cut.take<A>(p.grad_image ? plane : 0);
-    scratch.bytes = cut.bytes;
-    return scratch;
-  }
+// Rows that a window needs so that every one of these spans fits, with some room to slide.
+int32_t window_capacity(const FlowWarpParams& p, const RowSpan* spans, int64_t count) {
+  int32_t widest = 1;
+  for (int64_t i = 0; i < count; ++i) widest = std::max(widest, spans[i].high - spans[i].low + 1);
+  return power_of_two(int32_t(std::min<int64_t>(int64_t(widest) + 4, p.H)));
+}
+
+// Sums over the channels of several groups, carried from one group to the next. Nothing with a single group.
+template <class A>
+struct CarriedSums {
+  A* dots = nullptr;         // (B, Ho, Wo, 4)
+  A* dot_painted = nullptr;  // (B, Ho, Wo)
+  CarriedSums() = default;
+  CarriedSums(const FlowWarpBackwardParams& p, void* scratch)
+      : dots(static_cast<A*>(scratch)), dot_painted(dots + (scratch ? 4 * p.B * p.Ho * p.Wo : 0)) {}
 };
 
 }  // namespace
@@ -130,44 +104,34 @@ auto with_type(DType dtype, F f) {
 
 }  // namespace
 
-CpuPlan flow_warp_forward_plan_cpu(const FlowWarpParams& p, DType dtype) {
-  return with_type(dtype, [&](auto zero) -> CpuPlan {
+void flow_warp_spans_cpu(const FlowWarpParams& p, DType dtype, RowSpan* spans, int64_t begin, int64_t end) {
+  with_type(dtype, [&](auto zero) { VG_FOR_ISA(row_spans<Acc<decltype(zero)>>(p, spans, begin, end)); });
+}
+
+int64_t flow_warp_forward_units_cpu(const FlowWarpParams& p, DType dtype) {
+  return with_type(dtype, [&](auto zero) -> int64_t {
     using A = Acc<decltype(zero)>;
-    if (direct<A>(p) || planar<decltype(zero)>(p)) return {1, 0};
-    return {2 * p.B * group_count<A>(p.C), p.H * p.W * widest_group<A>(p.C) * int64_t(sizeof(A))};
+    return p.B * p.Ho * (in_place<A>(p) ? 1 : group_count<A>(p.C));
   });
 }
 
-int64_t flow_warp_forward_units_cpu(const FlowWarpParams& p, DType dtype, int64_t stage) {
+bool flow_warp_forward_cpu(const FlowWarpParams& p, DType dtype, const RowSpan* spans, int64_t begin, int64_t end) {
+  return with_type(dtype, [&](auto zero) { return VG_FOR_ISA(forward<decltype(zero)>(p, spans, begin, end)); });
+}
+
+int64_t flow_warp_backward_scratch_cpu(const FlowWarpBackwardParams& p, DType dtype) {
   return with_type(dtype, [&](auto zero) -> int64_t {
     using T = decltype(zero);
-    if (direct<Acc<T>>(p) || planar<T>(p)) return p.B * p.Ho;
-    return stage % 2 == 0 ? p.H : p.Ho;
-  });
-}
-
-void flow_warp_forward_cpu(const FlowWarpParams& p, DType dtype, void* scratch, int64_t stage, int64_t begin,
-                           int64_t end) {
-  with_type(dtype, [&](auto zero) { VG_FOR_ISA(forward<decltype(zero)>(p, scratch, stage, begin, end)); });
-}
-
-CpuPlan flow_warp_backward_plan_cpu(const FlowWarpBackwardParams& p, DType dtype) {
-  return with_type(dtype, [&](auto zero) -> CpuPlan {
-    using T = decltype(zero);
     using A = Acc<T>;
-    return {1 + (direct_backward<T>(p) ? 1 : 3 * p.B * group_count<A>(p.C)),
-            BackwardScratch<A>::template of<T>(p, nullptr).bytes};
+    const bool carries = (p.grad_flow || p.grad_mask) && !in_place_backward<T>(p) && group_count<A>(p.C) > 1;
+    return carries ? 5 * p.B * p.Ho * p.Wo * int64_t(sizeof(A)) : 0;
   });
 }
 
-int64_t flow_warp_backward_units_cpu(const FlowWarpBackwardParams& p, DType dtype, int64_t stage, int threads) {
-  if (stage == 0) return threads > 1 && p.grad_image ? p.B * p.Ho : 0;
-  return with_type(dtype, [&](auto zero) -> int64_t { return direct_backward<decltype(zero)>(p) ? p.B * p.H : p.H; });
-}
-
-void flow_warp_backward_cpu(const FlowWarpBackwardParams& p, DType dtype, void* scratch, int64_t stage, int64_t begin,
-                            int64_t end) {
-  with_type(dtype, [&](auto zero) { VG_FOR_ISA(backward<decltype(zero)>(p, scratch, stage, begin, end)); });
+bool flow_warp_backward_cpu(const FlowWarpBackwardParams& p, DType dtype, const RowSpan* spans, void* scratch,
+                            int64_t begin, int64_t end) {
+  return with_type(dtype,
+                   [&](auto zero) { return VG_FOR_ISA(backward<decltype(zero)>(p, spans, scratch, begin, end)); });
 }
 
 }  // namespace vgkernels

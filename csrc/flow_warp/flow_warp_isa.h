@@ -1,6 +1,8 @@
-// What flow_warp_cpu.cpp compiles once per instruction set; no include guard.
+// What flow_warp_cpu.cpp compiles once per instruction set, in this order; no include guard.
 #include "common/simd.h"
+
 #include "common/pixel_major.h"
+
 #include "flow_warp/flow_warp_pixels.h"
-#include "flow_warp/flow_warp_planar.h"
-#include "flow_warp/flow_warp_stages.h"
+
+#include "flow_warp/flow_warp_rows.h"

@@ -19,8 +19,8 @@ struct Inputs {
 };
 
 Interpolation interpolation(const std::string& mode) {
-  STD_TORCH_CHECK(mode == "bilinear" || mode == "nearest", "flow_warp: expected mode 'bilinear' or 'nearest', got '", mode,
-                  "'");
+  STD_TORCH_CHECK(mode == "bilinear" || mode == "nearest", "flow_warp: expected mode 'bilinear' or 'nearest', got '",
+                  mode, "'");
   return mode == "bilinear" ? Interpolation::bilinear : Interpolation::nearest;
 }
 
@@ -42,8 +42,10 @@ Inputs check_inputs(const Tensor& image, const Tensor& flow, const MaybeTensor& 
   check_tensor(op, "flow", flow, {p.B, 2, p.Ho, p.Wo}, accumulate_type(dtype), image);
   STD_TORCH_CHECK(p.H > 0 && p.W > 0, op, ": expected image with height and width of at least 1, got ",
                   shape_text(shape_of(image)));
-  STD_TORCH_CHECK(std::max({p.H, p.W, p.Ho, p.Wo}) <= longest, op, ": expected sides of at most ", longest, ", got image ",
-                  shape_text(shape_of(image)), " and flow ", shape_text(shape_of(flow)));
+  STD_TORCH_CHECK(std::max({p.H, p.W, p.Ho, p.Wo}) <= longest, op, ": expected sides of at most ", longest,
+                  ", got image ", shape_text(shape_of(image)), " and flow ", shape_text(shape_of(flow)));
+  STD_TORCH_CHECK(p.H * p.W <= longest, op, ": expected an image of at most ", longest, " pixels, got ",
+                  shape_text(shape_of(image)));
   STD_TORCH_CHECK(mask.has_value() == painted.has_value(), op, ": expected mask and new together, got only ",
                   mask ? "mask" : "new");
   if (mask) {
@@ -68,6 +70,18 @@ Inputs check_inputs(const Tensor& image, const Tensor& flow, const MaybeTensor& 
   return in;
 }
 
+#if !defined(VG_CUDA)
+Tensor row_spans(const FlowWarpParams& p, const Inputs& in) {  // (B, Ho) RowSpan
+  Tensor spans = empty({p.B * p.Ho * int64_t(sizeof(RowSpan))}, ScalarType::Byte, in.flow);
+  RowSpan* rows = static_cast<RowSpan*>(spans.mutable_data_ptr());
+  parallel_units("flow_warp", p.B * p.Ho, p.Wo, [&](int64_t begin, int64_t end) {
+    flow_warp_spans_cpu(p, in.dtype, rows, begin, end);
+    return true;
+  });
+  return spans;
+}
+#endif
+
 Tensor flow_warp(const Tensor& image, const Tensor& flow, const MaybeTensor& mask, const MaybeTensor& painted,
                  std::string mode, std::string padding_mode) {
   FlowWarpParams p;
@@ -80,12 +94,11 @@ Tensor flow_warp(const Tensor& image, const Tensor& flow, const MaybeTensor& mas
   const char* error = flow_warp_forward_cuda(p, in.dtype, current_stream(image));
   STD_TORCH_CHECK(!error, "flow_warp: CUDA error: ", error);
 #else
-  run_stages(
-      flow_warp_forward_plan_cpu(p, in.dtype), image, out.numel(),
-      [&](int64_t stage) { return flow_warp_forward_units_cpu(p, in.dtype, stage); },
-      [&](void* scratch, int64_t stage, int64_t begin, int64_t end) {
-        flow_warp_forward_cpu(p, in.dtype, scratch, stage, begin, end);
-      });
+  const Tensor spans = row_spans(p, in);
+  const RowSpan* rows = static_cast<const RowSpan*>(spans.const_data_ptr());
+  const int64_t units = flow_warp_forward_units_cpu(p, in.dtype);
+  parallel_units("flow_warp", units, out.numel() / units,
+                 [&](int64_t begin, int64_t end) { return flow_warp_forward_cpu(p, in.dtype, rows, begin, end); });
 #endif
   return out;
 }
@@ -100,7 +113,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flow_warp_backward(const Tensor& grad
   FlowWarpBackwardParams p;
   const Inputs in = check_inputs(image, flow, mask, painted, mode, padding_mode, p);
   check_tensor(op, "grad_out", grad_out, {p.B, p.C, p.Ho, p.Wo}, image.scalar_type(), image);
-  STD_TORCH_CHECK(mask || !(need_mask || need_painted), op, ": expected a mask and new where their gradients are needed");
+  STD_TORCH_CHECK(mask || !(need_mask || need_painted), op,
+                  ": expected a mask and new where their gradients are needed");
   const Tensor grad = torch::stable::contiguous(grad_out, in.format);
   p.grad_out = grad.const_data_ptr();
 
@@ -122,19 +136,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flow_warp_backward(const Tensor& grad
   p.grad_painted = need_painted ? grad_painted.mutable_data_ptr() : nullptr;
 #if defined(VG_CUDA)
   const torch::stable::accelerator::DeviceGuard on_device(image.get_device_index());
-  const Tensor workspace = empty({flow_warp_backward_workspace_cuda(p, in.dtype, deterministic)}, ScalarType::Byte, image);
+  const Tensor workspace =
+      empty({flow_warp_backward_workspace_cuda(p, in.dtype, deterministic)}, ScalarType::Byte, image);
   const char* error =
       flow_warp_backward_cuda(p, in.dtype, deterministic, workspace.mutable_data_ptr(), current_stream(image));
   STD_TORCH_CHECK(!error, op, ": CUDA error: ", error);
 #else
   (void)deterministic;  // always, on the CPU
-  const int threads = int(torch::stable::get_num_threads());
-  run_stages(
-      flow_warp_backward_plan_cpu(p, in.dtype), image, grad.numel(),
-      [&](int64_t stage) { return flow_warp_backward_units_cpu(p, in.dtype, stage, threads); },
-      [&](void* scratch, int64_t stage, int64_t begin, int64_t end) {
-        flow_warp_backward_cpu(p, in.dtype, scratch, stage, begin, end);
-      });
+  const Tensor spans = row_spans(p, in),
+               scratch = empty({flow_warp_backward_scratch_cpu(p, in.dtype)}, ScalarType::Byte, image);
+  const RowSpan* rows = static_cast<const RowSpan*>(spans.const_data_ptr());
+  void* shared = scratch.mutable_data_ptr();
+  parallel_units(op, p.B * p.H, image.numel() / (p.B * p.H), [&](int64_t begin, int64_t end) {
+    return flow_warp_backward_cpu(p, in.dtype, rows, shared, begin, end);
+  });
 #endif
   return {grad_image, grad_flow, grad_mask, grad_painted};
 }

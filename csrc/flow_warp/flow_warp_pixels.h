@@ -1,5 +1,9 @@
-// Decides the three loops over pixels whose channels lie together: warp, the sums behind the flow and mask gradients, and
-// the scatter of the image gradient. Compiled once per instruction set; leaves layouts, rows and threads to _stages.h.
+// Decides the three loops over pixels whose channels lie together: warp, the sums behind the flow and mask gradients,
+// and the scatter of the image gradient. Compiled once per instruction set; leaves layouts, rows and threads to
+// flow_warp_rows.h.
+
+template <auto value>
+using Constant = std::integral_constant<decltype(value), value>;
 
 constexpr int kBlock = 128;  // pixels of one row whose taps are worked out together
 
@@ -13,7 +17,8 @@ struct Taps {
   int32_t loaded[kBlock];  // bit k: it also has a weight
 };
 
-template <Interpolation mode, Padding padding, class A>
+// ForGradients: also what only the backward reads, namely fractions, slopes and `inside`.
+template <bool ForGradients, Interpolation mode, Padding padding, class A>
 void locate_block(const A* flow_x, const A* flow_y, int64_t x0, int64_t y, int n, int W, int H, Taps<A>& taps) {
   for (int i = 0; i < n; ++i) {
     const AxisTap<A> h = locate(A(x0 + i) + flow_x[i], W, mode, padding);
@@ -29,65 +34,87 @@ void locate_block(const A* flow_x, const A* flow_y, int64_t x0, int64_t y, int n
     taps.weight[1][i] = w1;
     taps.weight[2][i] = w2;
     taps.weight[3][i] = w3;
-    taps.fraction_x[i] = h.fraction;
-    taps.fraction_y[i] = v.fraction;
-    taps.slope_x[i] = h.slope;
-    taps.slope_y[i] = v.slope;
-    taps.inside[i] = inside;
+    if (ForGradients) {
+      taps.fraction_x[i] = h.fraction;
+      taps.fraction_y[i] = v.fraction;
+      taps.slope_x[i] = h.slope;
+      taps.slope_y[i] = v.slope;
+      taps.inside[i] = inside;
+    }
     taps.loaded[i] = inside & (int(w0 != 0) | int(w1 != 0) << 1 | int(w2 != 0) << 2 | int(w3 != 0) << 3);
   }
 }
 
 // n <= kBlock pixels of row y of image b, from column x0 on.
-template <class A>
+template <bool ForGradients, class A>
 void locate_block(const FlowWarpParams& p, int64_t b, int64_t y, int64_t x0, int n, Taps<A>& taps) {
   const A* flow_x = static_cast<const A*>(p.flow) + (b * 2 * p.Ho + y) * p.Wo + x0;
   const A* flow_y = flow_x + p.Ho * p.Wo;
-  const int W = int(p.W), H = int(p.H);
-  if (p.mode == Interpolation::bilinear) {
-    constexpr auto mode = Interpolation::bilinear;
-    if (p.padding == Padding::border) return locate_block<mode, Padding::border>(flow_x, flow_y, x0, y, n, W, H, taps);
-    if (p.padding == Padding::zeros) return locate_block<mode, Padding::zeros>(flow_x, flow_y, x0, y, n, W, H, taps);
-    return locate_block<mode, Padding::reflection>(flow_x, flow_y, x0, y, n, W, H, taps);
-  }
-  constexpr auto mode = Interpolation::nearest;
-  if (p.padding == Padding::border) return locate_block<mode, Padding::border>(flow_x, flow_y, x0, y, n, W, H, taps);
-  if (p.padding == Padding::zeros) return locate_block<mode, Padding::zeros>(flow_x, flow_y, x0, y, n, W, H, taps);
-  return locate_block<mode, Padding::reflection>(flow_x, flow_y, x0, y, n, W, H, taps);
+  const auto with = [&](auto mode, auto padding) {
+    locate_block<ForGradients, mode(), padding()>(flow_x, flow_y, x0, y, n, int(p.W), int(p.H), taps);
+  };
+  const auto with_mode = [&](auto mode) {
+    if (p.padding == Padding::border) return with(mode, Constant<Padding::border>{});
+    if (p.padding == Padding::zeros) return with(mode, Constant<Padding::zeros>{});
+    return with(mode, Constant<Padding::reflection>{});
+  };
+  if (p.mode == Interpolation::bilinear) return with_mode(Constant<Interpolation::bilinear>{});
+  return with_mode(Constant<Interpolation::nearest>{});
 }
 
-// An image whose pixels hold their channels side by side: pixel (x, y) starts at data + (y W + x) channels.
-// Fixed: channels is G; otherwise a multiple of G.
+// Rows of pixels that hold their channels side by side: pixel (x, y) starts at data + ((y & mask) W + x) channels.
+// The mask is -1 for a whole image, capacity - 1 for a window. Fixed: channels is G; otherwise a multiple of G.
 template <class T, int G, bool Fixed>
 struct PixelImage {
   T* data;
-  int64_t W, run_time_channels;
+  int32_t W, mask;
+  int64_t run_time_channels;
   VG_INLINE int64_t channels() const { return Fixed ? G : run_time_channels; }
-  VG_INLINE int64_t row() const { return W * channels(); }
-  // Where tap 0 of a pixel starts, and how far from there tap k is.
-  VG_INLINE T* at(int32_t x, int32_t y) const { return data + (int64_t(y) * W + x) * channels(); }
-  VG_INLINE int64_t step(int k) const { return (k & 1) * channels() + (k >> 1) * row(); }
 };
 
-// out(i) = warped(i), or with a mask (1 - mask(i)) warped(i) + mask(i) painted(i); out and painted are blocks of n pixels.
+// Where the taps of a block lie in such rows.
+template <class T>
+struct TapPointers {
+  T* data;
+  int64_t channels;
+  int32_t top[kBlock], bottom[kBlock];  // pixels from `data` to taps 0 and 2
+  template <class A, int G, bool Fixed>
+  VG_INLINE TapPointers(const Taps<A>& taps, int n, const PixelImage<T, G, Fixed>& image)
+      : data(image.data), channels(image.channels()) {
+    for (int i = 0; i < n; ++i) {
+      top[i] = (taps.y[i] & image.mask) * image.W + taps.x[i];
+      bottom[i] = ((taps.y[i] + 1) & image.mask) * image.W + taps.x[i];
+    }
+  }
+  struct Four {
+    T *upper, *lower;
+    int64_t channels;
+    VG_INLINE T* operator[](int k) const { return (k < 2 ? upper : lower) + (k & 1) * channels; }
+  };
+  VG_INLINE Four of(int i) const { return {data + top[i] * channels, data + bottom[i] * channels, channels}; }
+};
+
+// out(i) = warped(i), or with a mask (1 - mask(i)) warped(i) + mask(i) painted(i); out and painted are blocks of n
+// pixels.
 template <class A, int G, bool Fixed, class T>
-void warp_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image, const A* mask, const T* painted, T* out) {
+void warp_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image, const A* mask, const T* painted,
+                T* out) {
   using P = Pixel<A, G>;
-  const int64_t channels = image.channels(), row = image.row();
+  const int64_t channels = image.channels();
+  const TapPointers<const T> pointers(taps, n, image);
   for (int i = 0; i < n; ++i) {
-    const T* tap = image.at(taps.x[i], taps.y[i]);
+    const auto tap = pointers.of(i);
     const A w[4] = {taps.weight[0][i], taps.weight[1][i], taps.weight[2][i], taps.weight[3][i]};
     const int loaded = taps.loaded[i];
     for (int64_t c = 0; c < channels; c += G) {
       P sum = {};
       if (loaded == 15) {
-        sum = w[0] * load_pixel<A, G>(tap + c);
-        add_scaled(sum, w[1], load_pixel<A, G>(tap + channels + c));
-        add_scaled(sum, w[2], load_pixel<A, G>(tap + row + c));
-        add_scaled(sum, w[3], load_pixel<A, G>(tap + row + channels + c));
+        sum = w[0] * load_pixel<A, G>(tap[0] + c);
+#pragma GCC unroll 3
+        for (int k = 1; k < 4; ++k) add_scaled(sum, w[k], load_pixel<A, G>(tap[k] + c));
       } else {
         for (int k = 0; k < 4; ++k)
-          if (loaded >> k & 1) add_scaled(sum, w[k], load_pixel<A, G>(tap + image.step(k) + c));
+          if (loaded >> k & 1) add_scaled(sum, w[k], load_pixel<A, G>(tap[k] + c));
       }
       if (mask) {
         sum = (1 - mask[i]) * sum;
@@ -100,22 +127,24 @@ void warp_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image,
 
 // dots(i, k) = sum over the channels of grad_out(i) tap_k(i), 0 where tap k is outside: enough for d/dflow and d/dmask.
 template <class A, int G, bool Fixed, class T>
-void dot_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image, const T* grad_out, bool first, A* dots) {
+void dot_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image, const T* grad_out, bool first,
+               A* dots) {
   using P = Pixel<A, G>;
   const int64_t channels = image.channels();
+  const TapPointers<const T> pointers(taps, n, image);
   for (int i = 0; i < n; ++i) {
-    const T* tap = image.at(taps.x[i], taps.y[i]);
+    const auto tap = pointers.of(i);
     const int inside = taps.inside[i];
     P sum[4] = {};
     for (int64_t c = 0; c < channels; c += G) {
       const P g = load_pixel<A, G>(grad_out + i * channels + c);
       if (inside == 15) {
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) add_product(sum[k], g, load_pixel<A, G>(tap + image.step(k) + c));
+        for (int k = 0; k < 4; ++k) add_product(sum[k], g, load_pixel<A, G>(tap[k] + c));
       } else {
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k)
-          if (inside >> k & 1) add_product(sum[k], g, load_pixel<A, G>(tap + image.step(k) + c));
+          if (inside >> k & 1) add_product(sum[k], g, load_pixel<A, G>(tap[k] + c));
       }
     }
     Vector<A, 4> total = sum_channels(sum[0], sum[1], sum[2], sum[3]);
@@ -124,8 +153,8 @@ void dot_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image, 
   }
 }
 
-// The composite's own terms: dot(i) = sum over the channels of grad_out(i) painted(i); grad_painted(i) = mask(i) grad_out(i).
-// Either result may be null.
+// The composite's own terms: dot(i) = sum over the channels of grad_out(i) painted(i); grad_painted(i) = mask(i)
+// grad_out(i). Either result may be null.
 template <class A, int G, bool Fixed, class T>
 void painted_block(int n, int64_t run_time_channels, const A* mask, const T* grad_out, const T* painted, bool first,
                    A* dot, T* grad_painted) {
@@ -145,18 +174,20 @@ void painted_block(int n, int64_t run_time_channels, const A* mask, const T* gra
   }
 }
 
-// grad(tap_k(i)) += (1 - mask(i)) w_k(i) grad_out(i) for the taps whose row is in [band_begin, band_end), in order of i, k.
+// grad(tap_k(i)) += (1 - mask(i)) w_k(i) grad_out(i) for the taps whose row is in [band_begin, band_end), in order of
+// i, k.
 template <class A, int G, bool Fixed, class T>
 void scatter_block(const Taps<A>& taps, int n, const A* mask, const T* grad_out, int32_t band_begin, int32_t band_end,
                    PixelImage<A, G, Fixed> grad) {
   const int64_t channels = grad.channels();
+  const TapPointers<A> pointers(taps, n, grad);
   for (int i = 0; i < n; ++i) {
     const int32_t y = taps.y[i];
     const A keep = mask ? 1 - mask[i] : A(1);
     int mine = taps.loaded[i];
     if (y < band_begin || y >= band_end) mine &= 12;
     if (y + 1 < band_begin || y + 1 >= band_end) mine &= 3;
-    A* tap = grad.at(taps.x[i], y);
+    const auto tap = pointers.of(i);
     const T* g = grad_out + i * channels;
     if (mine == 15) {
       const A w[4] = {keep * taps.weight[0][i], keep * taps.weight[1][i], keep * taps.weight[2][i],
@@ -165,7 +196,7 @@ void scatter_block(const Taps<A>& taps, int n, const A* mask, const T* grad_out,
         const Pixel<A, G> value = load_pixel<A, G>(g + c);
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) {
-          A* target = tap + grad.step(k) + c;
+          A* target = tap[k] + c;
           Pixel<A, G> sum = load_pixel<A, G>(target);
           add_scaled(sum, w[k], value);
           store_pixel(target, sum);
@@ -176,7 +207,7 @@ void scatter_block(const Taps<A>& taps, int n, const A* mask, const T* grad_out,
         if (!(mine >> k & 1)) continue;
         const A w = keep * taps.weight[k][i];
         for (int64_t c = 0; c < channels; c += G) {
-          A* target = tap + grad.step(k) + c;
+          A* target = tap[k] + c;
           Pixel<A, G> sum = load_pixel<A, G>(target);
           add_scaled(sum, w, load_pixel<A, G>(g + c));
           store_pixel(target, sum);

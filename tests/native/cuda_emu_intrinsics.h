@@ -8,8 +8,6 @@
 
 namespace emu {
 
-// ---- block ----
-
 // Returns the number of true votes. Threads that have returned do not count; all others must meet at one line.
 inline int barrier(const char* primitive, bool vote, Site site) {
   Hidden hidden;
@@ -51,8 +49,6 @@ T* dynamic_shared() {
   return static_cast<T*>(machine.block->dynamic.get());
 }
 
-// ---- warp ----
-
 inline Meeting& meeting_of(Warp& warp, unsigned mask) {
   for (Meeting& meeting : warp.meetings)
     if (meeting.mask == mask) return meeting;
@@ -81,7 +77,7 @@ inline const unsigned char (*meet(const char* primitive, unsigned mask, const vo
     refuse("divergent synchronisation: " + meeting.first->name() + " waits in " + meeting.first->where() + ", " +
            current->name() + " comes to " + current->where());
   const unsigned parity = meeting.generation & 1;
-  memcpy(meeting.slots[parity][current->lane()], value, bytes);
+  if (bytes) memcpy(meeting.slots[parity][current->lane()], value, bytes);  // __syncwarp brings no value
   if (orders) publish(&meeting.token[parity]);
   meeting.arrived |= me;
   if (meeting.arrived != lanes) {
@@ -132,8 +128,6 @@ T shuffle(const char* primitive, unsigned mask, const T& value, int width, Site 
   return result;
 }
 
-// ---- atomics and fences ----
-
 template <class To, class From>
 To same_bits(From from) {
   static_assert(sizeof(To) == sizeof(From), "the types differ in size");
@@ -173,8 +167,6 @@ inline void require_aligned(const void* address, size_t bytes, const char* primi
   if (reinterpret_cast<uintptr_t>(address) % bytes)
     refuse(current->name() + ": " + primitive + " of an address that is not a multiple of " + std::to_string(bytes));
 }
-
-// ---- cp.async ----
 
 // Copies `bytes` of `size` and fills the rest with zeros; the accesses are visible to the sanitizers.
 inline void copy_now(const Copy& copy) {

@@ -31,7 +31,8 @@ def page(title: str, subtitle: str, *sections: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n'
-        f"<style>\n{STYLE}</style>\n</head>\n<body>\n<header><h1>{html.escape(title)}</h1>\n<p>{subtitle}</p></header>\n"
+        f"<style>\n{STYLE}</style>\n</head>\n<body>\n"
+        f"<header><h1>{html.escape(title)}</h1>\n<p>{subtitle}</p></header>\n"
         f"{body}\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
