@@ -1,0 +1,97 @@
+"""README's promises, run: its Python example, and each row of "Your line, ours" against the line it replaces.
+
+The replaced lines are written from their papers and documentation, since the originals do not install.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import vgkernels
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def resample(image: Tensor, flow: Tensor, padding_mode: str = "border") -> Tensor:
+    """vid2vid's: a grid of [-1, 1] built at each call, plus the flow normalised to it."""
+    height, width = image.shape[2:]
+    x = torch.linspace(-1, 1, width, dtype=flow.dtype).view(1, 1, width).expand(len(image), height, width)
+    y = torch.linspace(-1, 1, height, dtype=flow.dtype).view(1, height, 1).expand(len(image), height, width)
+    grid = torch.stack((x + flow[:, 0] * 2 / (width - 1), y + flow[:, 1] * 2 / (height - 1)), dim=-1)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding_mode, align_corners=True)
+
+
+def resample2d(image: Tensor, flow: Tensor) -> Tensor:
+    """flownet2's CUDA layer, its formula: four taps, each index clamped to the image by itself."""
+    height, width = image.shape[2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    xf, yf = x + flow[:, 0], y + flow[:, 1]
+    alpha, beta = xf - xf.floor(), yf - yf.floor()
+    out = torch.zeros_like(image)
+    for dy, wy in ((0, 1 - beta), (1, beta)):
+        for dx, wx in ((0, 1 - alpha), (1, alpha)):
+            column = (xf.floor().long() + dx).clamp(0, width - 1)
+            row = (yf.floor().long() + dy).clamp(0, height - 1)
+            tap = torch.stack([image[b, :, row[b], column[b]] for b in range(len(image))])
+            out = out + (wx * wy).unsqueeze(1) * tap
+    return out
+
+
+def blended_resample(image: Tensor, flow: Tensor, mask: Tensor, new: Tensor) -> Tensor:
+    return (1 - mask) * resample(image, flow) + mask * new
+
+
+THEIRS = {
+    "vid2vid `resample(image, flow)`": resample,
+    "vid2vid `(1 - mask) * resample(image, flow) + mask * new`": blended_resample,
+    "flownet2 `Resample2d()(image, flow)`": resample2d,
+    '`F.grid_sample(image, grid, padding_mode="zeros", align_corners=True)`': lambda image, flow: resample(
+        image, flow, "zeros"
+    ),
+}
+
+
+def table_rows() -> list[tuple[str, str]]:
+    section = README.split("## Your line, ours", 1)[1].split("\n## ", 1)[0]
+    rows = [tuple(cell.strip() for cell in line.strip("|").split(" | ")) for line in section.splitlines()]
+    return [(row[0].removeprefix("| "), row[1].rstrip(" |")) for row in rows if len(row) == 2][1:]
+
+
+@pytest.mark.parametrize("row", table_rows(), ids=lambda row: row[0])
+def test_row_equals_the_line_it_replaces(row: tuple[str, str]) -> None:
+    theirs, ours = row
+    generator = torch.Generator().manual_seed(0)
+    names = {
+        "image": torch.randn(2, 3, 17, 23, dtype=torch.float64, generator=generator),
+        "flow": 6 * torch.randn(2, 2, 17, 23, dtype=torch.float64, generator=generator),
+        "mask": torch.rand(2, 1, 17, 23, dtype=torch.float64, generator=generator),
+        "new": torch.randn(2, 3, 17, 23, dtype=torch.float64, generator=generator),
+    }
+    expected = THEIRS[theirs](*list(names.values())[: 4 if "mask" in theirs else 2])
+    result = eval(ours.strip("`"), {"vgkernels": vgkernels}, names)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
+def test_every_row_is_there() -> None:
+    assert [theirs for theirs, _ in table_rows()] == list(THEIRS)
+
+
+def test_python_example_runs_and_says_the_shapes() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict[str, Tensor] = {}
+    exec(example, names)
+    assert names["warped"].shape == names["frame"].shape == (1, 3, 256, 512)
+    torch.testing.assert_close(names["frame"], names["warped"])  # the mask is 0 everywhere
+
+
+def test_links_lead_somewhere() -> None:
+    root = Path(__file__).resolve().parents[1]
+    for page in [root / "README.md", *root.glob("*.md"), *root.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
