@@ -1,5 +1,5 @@
 // Decides how G channels of an image move between the caller's layout and pixel-major scratch: out of (C, P) planes by
-// register transposes, out of (P, C) rows by copies. Compiled once per instruction set (foreach_isa.h).
+// register shuffles, out of (P, C) rows by copies. Compiled once per instruction set (foreach_isa.h).
 
 // Where G of an image's channels lie: element (c, p) is data[c * channel_stride + p * pixel_stride]; one stride is 1.
 template <class T>
@@ -12,24 +12,20 @@ struct Channels {
 // to (n, G) A  <-  from (count, n) T, starting at pixel `first`
 template <class A, int G, class T>
 void pack(Channels<const T> from, int64_t first, int64_t n, A* to) {
-  using P = Pixel<A, G>;
+  constexpr int N = VG_ISA_BYTES / int(sizeof(A)), Q = G < N ? G : N;  // N pixels of Q channels at a time
   const T* source = from.data + first * from.pixel_stride;
   int64_t x = 0;
   if (from.pixel_stride == 1) {
-    for (; x + P::N <= n; x += P::N)
-      for (int part = 0; part < P::parts; ++part) {
-        Vector<A, P::N> rows[P::N];
-        if ((part + 1) * P::N <= from.count) {
+    for (; x + N <= n; x += N)
+      for (int part = 0; part < G; part += Q) {
+        Vector<A, N> rows[Q];
+        const T* at = source + part * from.channel_stride + x;
 #pragma GCC unroll 16
-          for (int i = 0; i < P::N; ++i) rows[i] = load<A, P::N>(source + (part * P::N + i) * from.channel_stride + x);
-        } else {
-          for (int i = 0; i < P::N; ++i)
-            rows[i] = part * P::N + i < from.count ? load<A, P::N>(source + (part * P::N + i) * from.channel_stride + x)
-                                                   : Vector<A, P::N>{};
-        }
-        transpose<A, P::N>(rows);
+        for (int i = 0; i < Q; ++i)
+          rows[i] = part + i < from.count ? load<A, N>(at + i * from.channel_stride) : Vector<A, N>{};
+        interleave<A, N, Q>(rows);
 #pragma GCC unroll 16
-        for (int i = 0; i < P::N; ++i) store<A, P::N>(to + (x + i) * G + part * P::N, rows[i]);
+        for (int i = 0; i < Q; ++i) store<A, N>(to + (G == Q ? x * G + i * N : (x + i) * G + part), rows[i]);
       }
   } else {  // whole vectors as long as they end inside; lanes past `count` belong to a neighbour
     const Pixel<A, G> exists = first_lanes<A, G>(from.count);
@@ -47,26 +43,22 @@ void pack(Channels<const T> from, int64_t first, int64_t n, A* to) {
 // to (count, n) T, starting at pixel `first`  <-  from (n, G) A
 template <class A, int G, class T>
 void unpack(const A* from, Channels<T> to, int64_t first, int64_t n) {
-  using P = Pixel<A, G>;
+  constexpr int N = VG_ISA_BYTES / int(sizeof(A)), Q = G < N ? G : N;
   T* target = to.data + first * to.pixel_stride;
   int64_t x = 0;
   if (to.pixel_stride == 1) {
-    for (; x + P::N <= n; x += P::N)
-      for (int part = 0; part < P::parts; ++part) {
-        Vector<A, P::N> rows[P::N];
+    for (; x + N <= n; x += N)
+      for (int part = 0; part < G; part += Q) {
+        Vector<A, N> rows[Q];
+        T* at = target + part * to.channel_stride + x;
 #pragma GCC unroll 16
-        for (int i = 0; i < P::N; ++i) rows[i] = load<A, P::N>(from + (x + i) * G + part * P::N);
-        transpose<A, P::N>(rows);
-        if ((part + 1) * P::N <= to.count) {
+        for (int i = 0; i < Q; ++i) rows[i] = load<A, N>(from + (G == Q ? x * G + i * N : (x + i) * G + part));
+        deinterleave<A, N, Q>(rows);
 #pragma GCC unroll 16
-          for (int i = 0; i < P::N; ++i) store<A, P::N>(target + (part * P::N + i) * to.channel_stride + x, rows[i]);
-        } else {
-          for (int i = 0; part * P::N + i < to.count; ++i)
-            store<A, P::N>(target + (part * P::N + i) * to.channel_stride + x, rows[i]);
-        }
+        for (int i = 0; i < Q; ++i)
+          if (part + i < to.count) store<A, N>(at + i * to.channel_stride, rows[i]);
       }
-  } else if (to.count == G ||
-             to.count == to.pixel_stride) {  // what runs over into the next pixel is written again by it
+  } else if (to.count == G || to.count == to.pixel_stride) {  // what runs over into the next pixel is written again
     for (; x * to.pixel_stride + G <= (n - 1) * to.pixel_stride + to.count; ++x)
       store_pixel(target + x * to.pixel_stride, load_pixel<A, G>(from + x * G));
   }

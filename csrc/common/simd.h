@@ -142,25 +142,51 @@ template <int N, int Half, int... I>
 constexpr auto zipped(std::integer_sequence<int, I...>) {
   return std::integer_sequence<int, (I / 2 + (I % 2) * N + Half * N / 2)...>{};
 }
+template <int Odd, int... I>
+constexpr auto unzipped(std::integer_sequence<int, I...>) {
+  return std::integer_sequence<int, (2 * I + Odd)...>{};
+}
 // Lanes of a and b alternating, from the lower (Half = 0) or the upper (1) half of both.
 template <int Half, int N, class V>
 VG_INLINE V zip(V a, V b) {
   return shuffle(a, b, zipped<N, Half>(std::make_integer_sequence<int, N>{}));
 }
 
-// rows[i][j] <-> rows[j][i], by log2 N perfect shuffles.
-template <class A, int N>
-VG_INLINE void transpose(Vector<A, N> (&rows)[N]) {
+// The even (Odd = 0) or the odd (1) lanes of a, then of b.
+template <int Odd, int N, class V>
+VG_INLINE V unzip(V a, V b) {
+  return shuffle(a, b, unzipped<Odd>(std::make_integer_sequence<int, N>{}));
+}
+
+// Q rows of N lanes, Q <= N: from lane j of every row side by side, Q lanes of vector j Q / N at j Q % N, by log2 Q
+// shuffles. For Q == N a transpose.
+template <class A, int N, int Q>
+VG_INLINE void interleave(Vector<A, N> (&rows)[Q]) {
 #pragma GCC unroll 4
-  for (int stage = 1; stage < N; stage *= 2) {
-    Vector<A, N> shuffled[N];
+  for (int stage = 1; stage < Q; stage *= 2) {
+    Vector<A, N> shuffled[Q];
 #pragma GCC unroll 16
-    for (int i = 0; i < N / 2; ++i) {
-      shuffled[2 * i] = zip<0, N>(rows[i], rows[i + N / 2]);
-      shuffled[2 * i + 1] = zip<1, N>(rows[i], rows[i + N / 2]);
+    for (int i = 0; i < Q / 2; ++i) {
+      shuffled[2 * i] = zip<0, N>(rows[i], rows[i + Q / 2]);
+      shuffled[2 * i + 1] = zip<1, N>(rows[i], rows[i + Q / 2]);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) rows[i] = shuffled[i];
+    for (int i = 0; i < Q; ++i) rows[i] = shuffled[i];
+  }
+}
+// The way back.
+template <class A, int N, int Q>
+VG_INLINE void deinterleave(Vector<A, N> (&rows)[Q]) {
+#pragma GCC unroll 4
+  for (int stage = 1; stage < Q; stage *= 2) {
+    Vector<A, N> shuffled[Q];
+#pragma GCC unroll 16
+    for (int i = 0; i < Q / 2; ++i) {
+      shuffled[i] = unzip<0, N>(rows[2 * i], rows[2 * i + 1]);
+      shuffled[i + Q / 2] = unzip<1, N>(rows[2 * i], rows[2 * i + 1]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Q; ++i) rows[i] = shuffled[i];
   }
 }
 
@@ -192,6 +218,6 @@ VG_INLINE Vector<A, 4> sum_channels(const Pixel<A, G>& a, const Pixel<A, G>& b, 
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) lanes[k] = i == 0 ? next[k] : lanes[k] + next[k];
   }
-  transpose<A, 4>(lanes);
+  interleave<A, 4, 4>(lanes);
   return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
 }

@@ -94,6 +94,8 @@ struct TapPointers {
   VG_INLINE Four of(int i) const { return {data + top[i] * channels, data + bottom[i] * channels, channels}; }
 };
 
+#include "flow_warp/flow_warp_quads.h"
+
 // out(i) = warped(i), or with a mask (1 - mask(i)) warped(i) + mask(i) painted(i); out and painted are blocks of n
 // pixels.
 template <class A, int G, bool Fixed, class T>
@@ -103,6 +105,13 @@ void warp_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image,
   const int64_t channels = image.channels();
   const TapPointers<const T> pointers(taps, n, image);
   for (int i = 0; i < n; ++i) {
+#if VG_QUADS
+    if constexpr (kQuads<T, G, Fixed>)
+      if (i + 4 <= n && warp_quad(taps, i, pointers, mask, painted, out)) {
+        i += 3;
+        continue;
+      }
+#endif
     const auto tap = pointers.of(i);
     const A w[4] = {taps.weight[0][i], taps.weight[1][i], taps.weight[2][i], taps.weight[3][i]};
     const int loaded = taps.loaded[i];
@@ -133,6 +142,13 @@ void dot_block(const Taps<A>& taps, int n, PixelImage<const T, G, Fixed> image, 
   const int64_t channels = image.channels();
   const TapPointers<const T> pointers(taps, n, image);
   for (int i = 0; i < n; ++i) {
+#if VG_QUADS
+    if constexpr (kQuads<T, G, Fixed>)
+      if (first && i + 4 <= n && dot_quad(taps, i, pointers, grad_out, dots)) {
+        i += 3;
+        continue;
+      }
+#endif
     const auto tap = pointers.of(i);
     const int inside = taps.inside[i];
     P sum[4] = {};
