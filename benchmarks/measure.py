@@ -71,7 +71,8 @@ class Stopwatch:
 
 def interleave(contenders: Mapping[str, Callable[[], T]], repeats: int, seed: int = 0) -> dict[str, list[T]]:
     """`repeats` rounds, every contender once a round, in a fresh random order each round."""
-    rng, samples = random.Random(seed), {name: [] for name in contenders}  # type: tuple[random.Random, dict[str, list[T]]]
+    rng = random.Random(seed)
+    samples: dict[str, list[T]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name in rng.sample(list(contenders), len(contenders)):
             samples[name].append(contenders[name]())

@@ -33,7 +33,7 @@ Padding padding(const std::string& mode) {
 Inputs check_inputs(const Tensor& image, const Tensor& flow, const MaybeTensor& mask, const MaybeTensor& painted,
                     const std::string& mode, const std::string& padding_mode, FlowWarpParams& p) {
   const char* op = "flow_warp";
-  constexpr int64_t longest = (int64_t(1) << 31) - 4;
+  constexpr int64_t longest = int64_t(1) << 30;  // cells and their neighbours are counted in 32 bits
   check_rank(op, "image", image, 4);
   check_rank(op, "flow", flow, 4);
   const DType dtype = dtype_of(op, "image", image);

@@ -233,15 +233,17 @@ void scatter_block(const Taps<A>& taps, int n, const A* mask, const T* grad_out,
   }
 }
 
-// From the dots of a block to the gradients of flow and mask; either may be null.
+// From the dots of a block to the gradients of flow and mask; either may be null. Selects where a weight is 0: a tap
+// without a part in a sum must not bring its Inf or NaN into it.
 template <class A>
 void finish_block(const Taps<A>& taps, int n, const A (&dots)[4][kBlock], const A* dot_painted, const A* mask,
                   A* grad_flow_x, A* grad_flow_y, A* grad_mask) {
   for (int i = 0; grad_flow_x && i < n; ++i) {
     const A d0 = dots[0][i], d1 = dots[1][i], d2 = dots[2][i], d3 = dots[3][i];
     const A fx = taps.fraction_x[i], fy = taps.fraction_y[i], keep = mask ? 1 - mask[i] : A(1);
-    const A dx = keep * taps.slope_x[i] * ((d1 - d0) * (1 - fy) + (d3 - d2) * fy);
-    const A dy = keep * taps.slope_y[i] * ((d2 - d0) * (1 - fx) + (d3 - d1) * fx);
+    const A upper = fy != 1 ? (d1 - d0) * (1 - fy) : A(0), lower = fy != 0 ? (d3 - d2) * fy : A(0);
+    const A left = fx != 1 ? (d2 - d0) * (1 - fx) : A(0), right = fx != 0 ? (d3 - d1) * fx : A(0);
+    const A dx = keep * taps.slope_x[i] * (upper + lower), dy = keep * taps.slope_y[i] * (left + right);
     grad_flow_x[i] = taps.slope_x[i] != 0 ? dx : A(0);
     grad_flow_y[i] = taps.slope_y[i] != 0 ? dy : A(0);
   }
