@@ -210,14 +210,16 @@ void backward_in_place(const FlowWarpBackwardParams& p, const RowSpan* spans, in
   const Share<A> share(p, spans, b, begin, end);
   const int64_t plane = p.H * p.W * p.C;
   const PixelImage<const T, G, false> image{static_cast<const T*>(p.image) + b * plane, int32_t(p.W), -1, p.C};
-  PixelImage<A, G, false> grad_image{nullptr, int32_t(p.W), -1, p.C};
-  if (p.grad_image) {
-    grad_image.data = static_cast<A*>(p.grad_image) + b * plane;
-    std::memset(grad_image.data + begin * p.W * p.C, 0, (end - begin) * p.W * p.C * sizeof(A));
-  }
+  A* rows = p.grad_image ? static_cast<A*>(p.grad_image) + b * plane : nullptr;
+  const PixelImage<A, G, false> grad_image{rows, int32_t(p.W), -1, p.C};
+  int64_t filled = begin;
+  const auto open_rows = [&](int64_t stop) {  // zeros, just before they are added to: the row is in the cache then
+    for (; filled < stop; ++filled) std::memset(rows + filled * p.W * p.C, 0, p.W * p.C * sizeof(A));
+  };
   Taps<A> taps;
   for (int64_t y = 0; y < p.Ho; ++y) {
     const bool own = share.owns(y), hit = p.grad_image && share.hits(y);
+    if (hit) open_rows(std::min<int64_t>(end, share.spans[y].high + 1));
     for (int64_t x = 0; (own || hit) && x < p.Wo; x += kBlock) {
       const BlockOfRow at{b, y * p.Wo + x, int(std::min<int64_t>(kBlock, p.Wo - x))};
       const int64_t row = b * p.Ho * p.Wo + at.pixel;
@@ -229,6 +231,7 @@ void backward_in_place(const FlowWarpBackwardParams& p, const RowSpan* spans, in
                                    int32_t(begin), int32_t(end), grad_image);
     }
   }
+  if (p.grad_image) open_rows(end);
 }
 
 template <class T, class A, int G>
