@@ -3,9 +3,12 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-ENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
-PY := $(ENV)/bin/python
-STAMP := .stamp-setup$(if $(VIRTUAL_ENV),$(subst /,-,$(ENV)))
+# An active environment other than .venv here. Make can't have a space in a target, so .venv is named relatively.
+ACTIVE := $(if $(subst |$(CURDIR)/.venv|,,|$(VIRTUAL_ENV)|),$(VIRTUAL_ENV))
+UNUSABLE := $(if $(word 2,$(ACTIVE)),its path has a space,$(if $(ACTIVE),$(if $(wildcard $(ACTIVE)/pyvenv.cfg),,no virtual environment is there)))
+ENV := $(if $(UNUSABLE),unusable,$(or $(ACTIVE),.venv))
+PY := "$(ENV)/bin/python"
+STAMP := .stamp-setup$(if $(ACTIVE),$(subst /,-,$(ENV)))
 BUILT := $(STAMP)-built
 CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h)
@@ -24,14 +27,14 @@ bench: $(BUILT)  ## ops against their PyTorch peers (ARGS="flow_warp --threads 1
 lint: $(STAMP)  ## ruff, clang-format, mypy; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(ENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
+	"$(ENV)/bin/clang-format" --dry-run -Werror $(FORMATTED)
 	$(PY) -m mypy
 format: $(STAMP)  ## rewrites the sources as lint wants them
 	$(PY) -m ruff check --fix-only --quiet .
 	$(PY) -m ruff format .
-	$(ENV)/bin/clang-format -i $(FORMATTED)
+	"$(ENV)/bin/clang-format" -i $(FORMATTED)
 kernels:  ## every .cu alone by nvcc for sm_80, 90, 100, 120: registers, spills, warnings as errors
-	$(PYTHON) tools/compile_kernels.py
+	"$(PYTHON)" tools/compile_kernels.py
 ci:  ## what CI runs
 	bash .ci/run
 clean:  ## build products, caches and runs; the environment stays
@@ -39,17 +42,26 @@ clean:  ## build products, caches and runs; the environment stays
 	rm -f vgkernels/*.so vgkernels/_build_info.json
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
+NEEDS_COMPILER = command -v "$(firstword $(CXX))" >/dev/null || { echo "make: no C++ compiler $(firstword $(CXX)) (Debian,\
+  Ubuntu: apt install g++); without one: pip install . is pure Python" >&2; exit 1; }
+
 # Metadata or pins changed: install again. Only a kernel changed: compile what is older than its sources.
 $(STAMP): $(ENV)/pyvenv.cfg pyproject.toml setup.py constraints.txt tools/setup.sh
+	@$(NEEDS_COMPILER)
 	@bash tools/setup.sh "$(ENV)" "$(TORCH)"
 	@touch $@
 $(BUILT): $(STAMP) $(CSRC)
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-$(CURDIR)/.venv/pyvenv.cfg:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+unusable/pyvenv.cfg:
+	$(error VIRTUAL_ENV=$(VIRTUAL_ENV) can't be used ($(UNUSABLE)): deactivate it (unset VIRTUAL_ENV))
+.venv/pyvenv.cfg:
+	@$(NEEDS_COMPILER)
+	@command -v "$(PYTHON)" >/dev/null || \
+	  { echo "make: there is no interpreter $(PYTHON): name one with PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "make: Python >= 3.10 is needed; name one with PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "make: python3-venv is missing (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	$(PYTHON) -m venv $(CURDIR)/.venv
+	"$(PYTHON)" -m venv .venv

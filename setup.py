@@ -120,8 +120,8 @@ def plan():
     elif compiler is None:
         why = "it was built where there was no C++ compiler"
     why_no_cuda = why
-    if why and want_cuda:
-        fail(f"VGKERNELS_CUDA=1 can't be followed: {why}")
+    if why and want_cuda:  # nothing was built yet
+        fail(f"VGKERNELS_CUDA=1 can't be followed: {why.replace('it was built', 'this is a build')}")
     if want_cuda and not nvcc:
         fail("VGKERNELS_CUDA=1, but there is no nvcc: put it on PATH or set CUDA_HOME")
     if not why and want_cuda is False:

@@ -247,6 +247,38 @@ def test_third_derivative() -> None:
     torch.testing.assert_close(third(flow_warp), want, rtol=1e-10, atol=1e-10)
 
 
+def test_forward_mode_takes_the_reference() -> None:
+    image, flow = PlainSuite.samples[0].tensors.values()
+    tangents = torch.ones_like(image), torch.ones_like(flow)
+    want = torch.func.jvp(flow_warp_reference, (image, flow), tangents)
+    got = torch.func.jvp(vgkernels.flow_warp, (image, flow), tangents)
+    assert want[1].any()
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="expected impl='auto' or 'reference' for forward-mode AD, got impl='native'"):
+        torch.func.jvp(lambda image: vgkernels.flow_warp(image, flow, impl="native"), (image,), tangents[:1])
+
+
+@needs_native
+def test_meta_tensors_meet_the_same_checks() -> None:
+    image, flow = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
+    op = torch.ops.vgkernels
+    with pytest.raises(ValueError, match="expected flow on image's device cpu, got meta"):
+        op.flow_warp(image, flow.to("meta"), None, None, "bilinear", "border")
+    with pytest.raises(ValueError, match=r"expected flow of shape \(B, 2, Ho, Wo\)"):
+        op.flow_warp(image.to("meta"), torch.zeros(7, 9, 2, 2, device="meta"), None, None, "bilinear", "border")
+    needs = (True, True, False, False, False)
+    with pytest.raises(ValueError, match="expected grad_out on image's device cpu, got meta"):
+        op.flow_warp_backward(image.to("meta"), image, flow, None, None, "bilinear", "border", *needs)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(1, 2, 3, 4).to_sparse(), torch.nested.nested_tensor([torch.zeros(2, 3, 4)])]
+)
+def test_only_dense_tensors(tensor: Tensor) -> None:
+    with pytest.raises(TypeError, match=r"flow_warp: expected image to be a dense tensor \(torch.strided\), got"):
+        vgkernels.flow_warp(tensor, torch.zeros(1, 2, 3, 4))
+
+
 def test_docstrings() -> None:
     import doctest
     import sys

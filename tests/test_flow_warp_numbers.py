@@ -314,6 +314,27 @@ def test_cuda_equals_cpu_on_another_stream(channels: int) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("channels", [1, 3, 16, 18])
+@pytest.mark.parametrize("dy", [-100.0, -20.0, 20.0, 100.0])
+def test_rows_that_land_beyond_the_image(dy: float, channels: int) -> None:
+    """The last cell's other row has weight 0 and is read all the same, by the gradient of the flow."""
+    image = torch.randn(1, channels, 40, 33, generator=generator(3))
+    flow = torch.stack((torch.full((40, 33), 0.5), torch.full((40, 33), dy))).unsqueeze(0)
+    got = with_gradients(flow_warp, image, flow)
+    want = with_gradients(flow_warp_reference, image, flow)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+@needs_native
+@pytest.mark.slow
+def test_scratch_is_never_read_before_it_is_written() -> None:
+    """glibc fills what malloc returns with 0x7F: as a float 3e38, which no sum survives."""
+    select = "test_rows_that_land_beyond_the_image or test_sizes or test_flow_that_is_not_finite"
+    run_tests_again(__file__, select, MALLOC_PERTURB_="128")
+
+
+@needs_native
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa: str) -> None:

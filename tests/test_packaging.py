@@ -74,7 +74,8 @@ def test_pure_python_has_a_reason(monkeypatch, missing, environment, reason) -> 
     ("missing", "environment", "message"),
     [
         (("nvcc",), {"VGKERNELS_CUDA": "1"}, "VGKERNELS_CUDA=1, but there is no nvcc"),
-        (("torch",), {"VGKERNELS_CUDA": "1"}, "VGKERNELS_CUDA=1 can't be followed: it was built where no torch"),
+        (("torch",), {"VGKERNELS_CUDA": "1"}, "VGKERNELS_CUDA=1 can't be followed: this is a build where no torch"),
+        ((), {"VGKERNELS_CUDA": "1", "VGKERNELS_NO_NATIVE": "1"}, "this is a build with VGKERNELS_NO_NATIVE=1"),
         ((), {"VGKERNELS_CUDA": "yes"}, "VGKERNELS_CUDA must be 0 or 1"),
     ],
 )
@@ -103,6 +104,46 @@ def test_architecture_list(monkeypatch) -> None:
 def test_every_room_is_found(monkeypatch) -> None:
     (cpu,) = planned(monkeypatch, VGKERNELS_CUDA="0")["EXTENSIONS"]
     assert set(cpu.sources) == {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*/*.cpp")}
+
+
+# ---- what make decides before anything is installed ----
+
+
+def made(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`make` in a folder that holds only what its rules ask for, with no active environment unless one is given."""
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    (folder / "tools").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "setup.py", "constraints.txt", "tools/setup.sh"):
+        shutil.copy(ROOT / name, folder / name)
+    env = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CXX", "PYTHON")}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**env, **environment}, timeout=60)
+
+
+@pytest.mark.parametrize("active", ["", ".venv"])
+def test_a_path_with_a_space_is_no_obstacle(tmp_path: Path, active: str) -> None:
+    folder = tmp_path / "sp ace"
+    planned = made(folder, "-n", "demo", **({"VIRTUAL_ENV": str(folder / active)} if active else {}))
+    assert planned.returncode == 0, planned.stderr
+    assert '-m venv .venv\n' in planned.stdout and '".venv/bin/python" -m vgkernels_models' in planned.stdout
+    assert str(tmp_path) not in planned.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "answer"),
+    [
+        ({"VIRTUAL_ENV": "/tmp/gone"}, "VIRTUAL_ENV=/tmp/gone can't be used (no virtual environment is there)"),
+        ({"VIRTUAL_ENV": "/tmp/sp ace"}, "VIRTUAL_ENV=/tmp/sp ace can't be used (its path has a space)"),
+        ({"PYTHON": "/nonexistent"}, "there is no interpreter /nonexistent: name one with PYTHON="),
+        ({"CXX": "/nonexistent -O2"}, "no C++ compiler /nonexistent (Debian, Ubuntu: apt install g++)"),
+    ],
+)
+def test_what_make_cannot_use_is_said_in_one_line(tmp_path: Path, environment: dict[str, str], answer: str) -> None:
+    refused = made(tmp_path, "demo", **environment)
+    said = [line for line in refused.stderr.splitlines() if not re.search(r"\*\*\* \[.*Error 1$", line)]
+    assert refused.returncode == 2 and len(said) == 1 and answer in said[0]
+    assert not (tmp_path / ".venv").exists()
 
 
 # ---- what is loaded, and what happens if it is not ----

@@ -6,14 +6,12 @@ env=$1 torch=$2 py=$1/bin/python
 pip=("$py" -m pip install --quiet --disable-pip-version-check)
 say() { echo "setup: $*" >&2; }
 
-if [ -n "${VIRTUAL_ENV:-}" ]; then
+if [ "$env" != .venv ]; then
   say "using the active environment $env (deactivate it to get a .venv of its own)"
   pins=()  # somebody else's environment: what it holds is left alone
 else
   pins=(-c constraints.txt)
 fi
-command -v "${CXX:-g++}" >/dev/null ||
-  { say "no C++ compiler (Debian, Ubuntu: apt install g++); without one: pip install . is pure Python"; exit 1; }
 
 found=$("$py" -c 'import torch; print(torch.__version__)' 2>/dev/null || true)
 if [ -z "$found" ] && "$py" -m pip show --quiet torch >/dev/null 2>&1; then

@@ -22,9 +22,12 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_tensor(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOATING) -> None:
-    """TypeError unless `value` is a tensor of one of `dtypes`."""
+    """TypeError unless `value` is a dense tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}")
+    if value.is_nested or value.layout != torch.strided:
+        layout = "a nested tensor" if value.is_nested else str(value.layout)
+        raise TypeError(f"{op}: expected {name} to be a dense tensor (torch.strided), got {layout}")
     if value.dtype not in dtypes:
         names = " or ".join(_dtype_name(dtype) for dtype in dtypes)
         raise TypeError(f"{op}: expected {name} of dtype {names}, got {_dtype_name(value.dtype)}")
@@ -77,8 +80,13 @@ def check_not_empty(op: str, name: str, value: Tensor, dims: dict[str, int]) -> 
 
 def check_option(op: str, name: str, value: Any, allowed: Sequence[str]) -> None:
     """ValueError unless `value` is one of the strings `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{op}: expected {name} to be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def is_autocast_on(device: torch.device) -> bool:
+    """Whether autocast is on for that kind of device; some kinds, as meta, have none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def use_native(op: str, impl: str, device: torch.device, unsupported: str | None) -> bool:

@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _native
 from ._autograd import needs_function, second_order, vmap_over_batch
 from ._checks import (
+    FLOATING,
     accumulation_dtype,
     check_not_empty,
     check_option,
@@ -28,6 +30,7 @@ from ._checks import (
     check_same_dtype,
     check_shape,
     check_tensor,
+    is_autocast_on,
     use_native,
 )
 from .flow_warp_taps import axis_taps
@@ -50,8 +53,9 @@ def flow_warp(
         mode: "bilinear" (trilinear for 5-D), "nearest" (half to even) or "bicubic" (4-D only; A = -0.75).
         padding_mode: what lies outside of the image: "border" repeats its edge, "zeros" is 0, "reflection" mirrors
             about the centres of the edge pixels.
-        impl: "native", "reference", or "auto", the kernel where there is one. Bicubic and 5-D have none and take the
-            reference. Where none is loaded, "auto" warns once and takes it (VGKERNELS_REQUIRE_NATIVE=1: raises).
+        impl: "native", "reference", or "auto", the kernel where there is one. Bicubic, 5-D and forward-mode AD have
+            none and take the reference. Where none is loaded, "auto" warns once and takes it
+            (VGKERNELS_REQUIRE_NATIVE=1: raises).
 
     Returns:
         (B, C, Ho, Wo) or (B, C, Do, Ho, Wo), of image's dtype, channels_last where the image is, contiguous otherwise.
@@ -184,7 +188,7 @@ def _promoted(image: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
     """Under autocast, both in their common dtype; tensors of an image's dtype or else left for the checks to refuse."""
     if not isinstance(image, Tensor) or not isinstance(new, Tensor) or image.dtype == new.dtype:
         return image, new
-    if not torch.is_autocast_enabled(image.device.type) or not (image.is_floating_point() and new.is_floating_point()):
+    if image.dtype not in FLOATING or new.dtype not in FLOATING or not is_autocast_on(image.device):
         return image, new
     common = torch.promote_types(image.dtype, new.dtype)
     return image.to(common), new.to(common)
@@ -193,6 +197,8 @@ def _promoted(image: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
 def _without_kernel(image: Tensor, mode: str) -> str | None:
     if image.dim() == 5:
         return "a 5-D image"
+    if forward_ad._current_level >= 0:  # the op would drop tangents without a word
+        return "forward-mode AD"
     return "mode='bicubic'" if mode == "bicubic" else None
 
 
@@ -348,6 +354,7 @@ def _is_packed(image: Tensor, order: Sequence[int]) -> bool:
 def _flow_warp_fake(
     image: Tensor, flow: Tensor, mask: Tensor | None, new: Tensor | None, mode: str, padding_mode: str
 ) -> Tensor:
+    _check("flow_warp", image, flow, mode, padding_mode, mask, new, blend=mask is not None or new is not None)
     return _empty_like(image, (*image.shape[:2], *flow.shape[2:]))
 
 
@@ -365,6 +372,10 @@ def _flow_warp_backward_fake(
     need_new: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = _flow_warp_fake(image, flow, mask, new, mode, padding_mode)
+    check_same_device("flow_warp_backward", "grad_out", grad_out, "image", image)
+    sizes = dict(zip(("B", "C", "Ho", "Wo"), out.shape, strict=True))
+    check_shape("flow_warp_backward", "grad_out", grad_out, "B C Ho Wo", sizes)
     return (
         _empty_like(image, tuple(image.shape)) if need_image else image.new_empty(0),
         flow.new_empty(flow.shape) if need_flow else flow.new_empty(0),

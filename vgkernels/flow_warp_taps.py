@@ -43,8 +43,7 @@ def _inside(x: Tensor, low: int, high: int, nan_low: bool) -> Tensor:
 
 def _folded(x: Tensor, n: int) -> Tensor:
     """x modulo the period of a mirror at both end samples, of x's sign; 0 where x is not finite, or n is 1."""
-    finite = x.abs() <= 3.4e38  # also for float64, as the kernel has it
-    x = torch.where(finite, x, 0)
+    x = torch.where(x.isfinite(), x, 0)
     return x.fmod(2 * (n - 1)) if n > 1 else x * 0
 
 

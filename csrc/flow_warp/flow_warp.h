@@ -54,7 +54,7 @@ struct AxisTap {
 template <class A>
 VG_HOST_DEVICE A reflect(A x, A last, A* slope) {
   const A distance = std::fabs(x), period = last + last;
-  if (!(last > 0) || !(distance <= A(3.4e38))) return A(0);
+  if (!(last > 0) || distance - distance != 0) return A(0);
   const A folded = std::fmod(distance, period);  // exact for any size; x - floor(x / period) * period is not
   *slope = ((x < 0) != (folded > last)) ? A(-1) : A(1);
   return folded > last ? period - folded : folded;

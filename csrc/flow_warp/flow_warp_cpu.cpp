@@ -49,7 +49,11 @@ bool in_place_backward(const FlowWarpParams& p) {  // 16-bit gradients are summe
 
 struct Memory {
   void* data;
-  explicit Memory(size_t bytes) : data(std::aligned_alloc(64, (bytes + 127) / 64 * 64)) {}
+  explicit Memory(size_t bytes) : data(std::aligned_alloc(64, (bytes + 127) / 64 * 64)) {
+#if defined(VG_DEBUG)
+    if (data) std::memset(data, 0xFF, bytes);  // NaN: a row that is read but was never packed shows
+#endif
+  }
   ~Memory() { std::free(data); }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;

@@ -42,9 +42,9 @@ void row_spans(const FlowWarpParams& p, RowSpan* spans, int64_t begin, int64_t e
     const bool anywhere = sum != 0 || sum != sum || (p.padding == Padding::reflection && (low < 0 || high > last));
     if (anywhere) {
       spans[unit] = {0, int32_t(p.H - 1)};
-    } else {  // one row more on both sides than floor and rounding can need
-      const A first = low - 2 > 0 ? low - 2 : A(0), stop = high + 2 < last ? high + 2 : last;
-      spans[unit] = {int32_t(first < last ? first : last), int32_t(stop > 0 ? stop : A(0))};
+    } else {  // inside as `locate` clamps, and more on both sides than floor, rounding and the last cell can need
+      const A first = std::min(std::max(low, A(0)), last) - 2, stop = std::min(std::max(high, A(0)), last) + 2;
+      spans[unit] = {int32_t(std::max(first, A(0))), int32_t(std::min(stop, last))};
     }
   }
 }
@@ -169,7 +169,7 @@ void pixel_gradients(const FlowWarpBackwardParams& p, const BlockOfRow& at, Grou
   const bool need_dots = p.grad_flow || p.grad_mask, first = group.first == 0, last = group.first + group.count == p.C;
   const A* mask = p.mask ? static_cast<const A*>(p.mask) + row : nullptr;
   alignas(64) A block_dots[4 * kBlock], planes[4][kBlock], block_dot_painted[kBlock], packed[Packed ? kBlock * G : 1];
-  A* dots = first && last ? block_dots : carried.dots + 4 * row;
+  A* dots = !need_dots || (first && last) ? block_dots : carried.dots + 4 * row;
   A* dot_painted = !p.grad_mask ? nullptr : first && last ? block_dot_painted : carried.dot_painted + row;
   if (need_dots) dot_block<A, G, Packed>(taps, n, image, grad_out, first, dots);
   if (p.grad_mask || p.grad_painted) {

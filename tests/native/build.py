@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = (ROOT / "csrc", ROOT / "tests" / "native")
 BUILD = ROOT / "build" / "native"
 
-FLAGS = ["-std=c++17", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden"]
+FLAGS = ["-std=c++17", "-DVG_DEBUG", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # #pragma unroll is nvcc's
 VARIANTS = {
     "plain": ["-O2"],
