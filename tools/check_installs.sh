@@ -86,10 +86,10 @@ offline() {  # setuptools at hand, no ninja, no network
   "$scratch/v3/bin/python" "${pip[@]}" install --no-index --no-build-isolation --no-deps "$scratch/offline"
   VGKERNELS_REQUIRE_NATIVE=1 works "$scratch/v3/bin/python"
 }
-notorch() {  # the build fetches no torch; --no-deps keeps pip from doing so afterwards
+notorch() {  # neither the build nor pip fetches a torch
   environment "$scratch/v4"
   sources "$scratch/notorch"
-  "$scratch/v4/bin/python" "${pip[@]}" install --no-deps "$scratch/notorch"
+  "$scratch/v4/bin/python" "${pip[@]}" install "$scratch/notorch"
   local said
   said=$(info "$scratch/v4/bin/python")
   has "$said" "torch         BROKEN OR MISSING: ModuleNotFoundError"
