@@ -121,6 +121,21 @@ def gemm_gfps(unit: str, device: torch.device, threads: int, repeats: int = 7) -
     return statistics.median(product() for _ in range(repeats))
 
 
+def fill_ms(fresh: bool, floats: int = 1 << 23) -> float:
+    """Milliseconds to fill 32 MiB, as one result of 64 channels at 256x512: memory fresh at each call, or warm."""
+    held = torch.empty(floats).fill_(0)
+
+    def fill() -> float:
+        watch = Stopwatch(torch.device("cpu"))
+        watch.mark()
+        target = torch.empty(floats) if fresh else held
+        target.fill_(0)
+        watch.mark()
+        return watch.laps(1)[0]
+
+    return statistics.median(fill() for _ in range(9))
+
+
 def peak_extra_mb(call: Callable[[], object], device: torch.device) -> float | None:
     """Peak memory during `call()` above what was held before it, its results included; None where it can't be known.
 
@@ -204,6 +219,8 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "copy_GBps": round(statistics.median(copy() for _ in range(7)), 2),
         "gemm_GFps": round(gemm_gfps("float32", device, threads), 1),
+        "fill_fresh_32MiB_ms": round(fill_ms(fresh=True), 1),
+        "fill_warm_32MiB_ms": round(fill_ms(fresh=False), 1),
         "load_before": os.getloadavg(),
         "load_after": None,
         "transparent_hugepage": pages.read_text().strip() if pages.exists() else None,

@@ -5,6 +5,7 @@ The replaced lines are written from their papers and documentation, since the or
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vgkernels
+from benchmarks.table import markdown
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -95,3 +97,13 @@ def test_links_lead_somewhere() -> None:
     for page in [root / "README.md", *root.glob("*.md"), *root.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/flow_warp.md"])
+def test_tables_are_what_the_committed_results_print(page: str) -> None:
+    root = Path(__file__).resolve().parents[1]
+    tables = re.findall(r"<!-- table (\S+) case=(.*?) -->\n(.*?)<!-- end -->", (root / page).read_text(), re.S)
+    assert tables
+    for file, case, text in tables:
+        report = json.loads((root / file).read_text())
+        assert text.strip() == markdown(report, "flow_warp", case).strip()

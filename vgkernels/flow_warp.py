@@ -282,7 +282,10 @@ class _FlowWarp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> Any:
         needs = ctx.needs_input_grad[:4]
-        gradients = _FlowWarpBackward.apply(grad_out, *ctx.saved_tensors, *ctx.options, *needs)
+        again = needs_function(grad_out, *ctx.saved_tensors)  # else a second Function costs more than a small backward
+        gradients = (_FlowWarpBackward.apply if again else _FlowWarpBackward.forward)(
+            grad_out, *ctx.saved_tensors, *ctx.options, *needs
+        )
         return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None, None
 
 
