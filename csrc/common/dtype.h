@@ -91,4 +91,19 @@ VG_HOST_DEVICE float16 narrow<float16>(float value) {
 #endif
 }
 
+// Calls f(T{}) for the type that dtype names.
+template <class F>
+auto with_type(DType dtype, F f) {
+  switch (dtype) {
+    case DType::float64:
+      return f(double{});
+    case DType::float16:
+      return f(float16{});
+    case DType::bfloat16:
+      return f(bfloat16{});
+    default:
+      return f(float{});
+  }
+}
+
 }  // namespace vgkernels

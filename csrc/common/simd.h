@@ -61,20 +61,21 @@ VG_INLINE Vector<A, N> load(const T* from) {
   if constexpr (sizeof(T) == 2) {
     Vector<uint16_t, N> bits;
     __builtin_memcpy(&bits, from, sizeof bits);
-    return widen<N>(bits, T{});
+    return __builtin_convertvector(widen<N>(bits, T{}), Vector<A, N>);
   } else {
-    Vector<A, N> value;
+    Vector<T, N> value;
     __builtin_memcpy(&value, from, sizeof value);
-    return value;
+    return __builtin_convertvector(value, Vector<A, N>);
   }
 }
 template <class A, int N, class T>
 VG_INLINE void store(T* to, Vector<A, N> value) {
   if constexpr (sizeof(T) == 2) {
-    const Vector<uint16_t, N> bits = narrow<N>(value, T{});
+    const Vector<uint16_t, N> bits = narrow<N>(__builtin_convertvector(value, Vector<float, N>), T{});
     __builtin_memcpy(to, &bits, sizeof bits);
   } else {
-    __builtin_memcpy(to, &value, sizeof value);
+    const Vector<T, N> stored = __builtin_convertvector(value, Vector<T, N>);
+    __builtin_memcpy(to, &stored, sizeof stored);
   }
 }
 

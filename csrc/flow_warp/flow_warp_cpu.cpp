@@ -4,10 +4,10 @@
 #include "flow_warp/flow_warp_cpu.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <type_traits>
 #include <utility>
+
+#include "common/scratch.h"
 
 namespace vgkernels {
 namespace {
@@ -47,18 +47,6 @@ bool in_place_backward(const FlowWarpParams& p) {  // 16-bit gradients are summe
   return std::is_same_v<T, Acc<T>> && in_place<Acc<T>>(p);
 }
 
-struct Memory {
-  void* data;
-  explicit Memory(size_t bytes) : data(std::aligned_alloc(64, (bytes + 127) / 64 * 64)) {
-#if defined(VG_DEBUG)
-    if (data) std::memset(data, 0xFF, bytes);  // NaN: a row that is read but was never packed shows
-#endif
-  }
-  ~Memory() { std::free(data); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-};
-
 int32_t power_of_two(int32_t at_least) {
   int32_t power = 1;
   while (power < at_least) power *= 2;
@@ -89,24 +77,6 @@ struct CarriedSums {
 #include "common/foreach_isa.h"
 
 namespace vgkernels {
-namespace {
-
-// Calls f(T{}) for the type that dtype names.
-template <class F>
-auto with_type(DType dtype, F f) {
-  switch (dtype) {
-    case DType::float64:
-      return f(double{});
-    case DType::float16:
-      return f(float16{});
-    case DType::bfloat16:
-      return f(bfloat16{});
-    default:
-      return f(float{});
-  }
-}
-
-}  // namespace
 
 void flow_warp_spans_cpu(const FlowWarpParams& p, DType dtype, RowSpan* spans, int64_t begin, int64_t end) {
   with_type(dtype, [&](auto zero) { VG_FOR_ISA(row_spans<Acc<decltype(zero)>>(p, spans, begin, end)); });

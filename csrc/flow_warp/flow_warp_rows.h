@@ -110,9 +110,9 @@ template <class T, class A, int G>
 bool forward_group(const FlowWarpParams& p, const RowSpan* spans, int64_t b, Group group, int64_t begin, int64_t end) {
   const int64_t pixels = p.Ho * p.Wo;
   const int32_t capacity = window_capacity(p, spans + b * p.Ho + begin, end - begin);
-  const Memory memory(capacity * p.W * G * sizeof(A));
-  if (!memory.data) return false;
-  Window<A, G> window{static_cast<A*>(memory.data), p.W, capacity - 1};
+  const Scratch memory(capacity * p.W * G * sizeof(A));
+  if (!memory.data()) return false;
+  Window<A, G> window{static_cast<A*>(memory.data()), p.W, capacity - 1};
   const PackRow<T, A, G> fill{group_in<T>(p, p.image, b, p.H * p.W, group), p.W};
   const PixelImage<const A, G, true> image{window.data, int32_t(p.W), window.mask, G};
   Taps<A> taps;
@@ -241,9 +241,9 @@ bool backward_group(const FlowWarpBackwardParams& p, const RowSpan* spans, const
   const int64_t plane = p.H * p.W, pixels = p.Ho * p.Wo;
   const bool need_dots = p.grad_flow || p.grad_mask;
   // keep[y]: the lowest row that the output's rows from y on still add to; below it, rows of the gradient are complete.
-  const Memory keep_memory((p.Ho + 1) * sizeof(int32_t));
-  if (!keep_memory.data) return false;
-  int32_t* keep = static_cast<int32_t*>(keep_memory.data);
+  const Scratch keep_memory((p.Ho + 1) * sizeof(int32_t));
+  if (!keep_memory.data()) return false;
+  int32_t* keep = static_cast<int32_t*>(keep_memory.data());
   keep[p.Ho] = int32_t(end);
   for (int64_t y = p.Ho; y-- > 0;)
     keep[y] = share.hits(y) ? std::max(int32_t(begin), std::min(keep[y + 1], share.spans[y].low)) : keep[y + 1];
@@ -258,9 +258,9 @@ bool backward_group(const FlowWarpBackwardParams& p, const RowSpan* spans, const
   const int32_t capacity =
       need_dots ? window_capacity(p, share.spans + share.own_begin, share.own_end - share.own_begin) : 0;
   const int32_t grad_capacity = p.grad_image ? power_of_two(rows_open) : 0;
-  const Memory memory((int64_t(capacity) + grad_capacity) * p.W * G * sizeof(A));
-  if (!memory.data) return false;
-  Window<A, G> window{static_cast<A*>(memory.data), p.W, capacity - 1};
+  const Scratch memory((int64_t(capacity) + grad_capacity) * p.W * G * sizeof(A));
+  if (!memory.data()) return false;
+  Window<A, G> window{static_cast<A*>(memory.data()), p.W, capacity - 1};
   Window<A, G> grad_window{window.data + capacity * p.W * G, p.W, grad_capacity - 1};
   const PackRow<T, A, G> fill{group_in<T>(p, p.image, b, plane, group), p.W};
   const PixelImage<const A, G, true> image{window.data, int32_t(p.W), window.mask, G};

@@ -1,0 +1,100 @@
+// Decides how a weight is read and rewritten: panel by panel, packed into lines of the arithmetic's type. The Gram
+// matrix sums over panels of columns; the correction rewrites them one by one. Compiled once per instruction set.
+
+constexpr int64_t kPanelBytes = int64_t(384) << 10;  // of a packed panel: with what it meets, it stays in a 1 MiB L2
+
+VG_INLINE int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Columns of a panel with all rows: whole strips, at least one.
+template <class A>
+int64_t panel_columns(int64_t rows) {
+  constexpr int64_t S = kStrip<A>;
+  return std::max<int64_t>(S, kPanelBytes / int64_t(sizeof(A)) / padded(rows, S) / S * S);
+}
+
+// G's layout: rows side by side, and a line more, so that a column of it does not fall into one set of the cache.
+template <class A>
+Lines<A> square(A* data, int64_t m) {
+  return {data, padded(m, kStrip<A>) + kStrip<A>, kStrip<A>};
+}
+template <class A>
+int64_t square_bytes(int64_t m) {
+  return padded(m, kStrip<A>) * (padded(m, kStrip<A>) + kStrip<A>)*int64_t(sizeof(A));
+}
+
+// Strips u and last - u of G are one unit: together they reach as far down as any other pair.
+template <class A>
+int64_t gram_units(int64_t m) {
+  return (padded(m, kStrip<A>) / kStrip<A> + 1) / 2;
+}
+
+// Strips of units [begin, end) of G = W W^T, their rows down to the diagonal block. False: no memory for a panel.
+template <class A, class T>
+bool gram(const SvcMatrix& w, A* out, int64_t begin, int64_t end) {
+  constexpr int64_t S = kStrip<A>;
+  const int64_t strips = padded(w.rows, S) / S, depth = panel_columns<A>(w.rows);
+  const Lines<A> g = square(out, w.rows);
+  const int64_t low[2] = {begin, std::min(end, strips / 2 + strips % 2)};    // [low[0], low[1])
+  const int64_t high[2] = {std::max(strips - end, low[1]), strips - begin};  // and their partners
+  const Scratch scratch(high[1] * S * depth * int64_t(sizeof(A)));
+  if (!scratch.data()) return false;
+  A* packed = static_cast<A*>(scratch.data());
+  const T* data = static_cast<const T*>(w.data);
+  for (int64_t first = 0; first < w.columns; first += depth) {
+    const int64_t n = std::min(depth, w.columns - first);
+    for (int64_t s = 0; s < high[1]; ++s) {
+      const int count = int(std::min<int64_t>(S, w.rows - s * S));
+      const Channels<const T> rows{data + s * S * w.row_stride, w.row_stride, w.column_stride, count};
+      pack<A, int(S), T>(rows, first, n, packed + s * S * depth);
+    }
+    const Lines<const A> panel{packed, S, S * depth};
+    for (const auto& range : {low, high}) {
+      if (first == 0)
+        product_upper<Into::assign>(g, panel, panel, n, 0, range[0], range[1]);
+      else
+        product_upper<Into::add>(g, panel, panel, n, 0, range[0], range[1]);
+    }
+  }
+  return true;
+}
+
+// W' = W - left right^T W, with the k columns of `right` (rows of W, k) and `left`, which comes transposed (k, rows of
+// W). Without `left`, W' = W - right^T W and right is (rows of W, rows of W).
+template <class A>
+struct Correction {
+  Lines<const A> right, left;
+  int64_t k;
+};
+
+// Column panels [begin, end) of W. False: no memory for a panel, and nothing of it was written.
+template <class A, class T>
+bool correct(const SvcMatrix& w, const Correction<A>& by, int64_t begin, int64_t end) {
+  constexpr int64_t S = kStrip<A>;
+  const int64_t m = padded(w.rows, S), k = padded(by.left.data ? by.k : w.rows, S), width = panel_columns<A>(w.rows);
+  const Scratch scratch((m + k) * width * int64_t(sizeof(A)));
+  if (!scratch.data()) return false;
+  A *packed = static_cast<A*>(scratch.data()), *along = packed + m * width;
+  T* data = static_cast<T*>(w.data);
+  const Lines<A> x{packed, S, m * S}, b{along, S, k * S};
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t first = panel * width, n = std::min(width, w.columns - first), strips = padded(n, S) / S;
+    for (int64_t s = 0; s < strips; ++s) {
+      const int count = int(std::min<int64_t>(S, n - s * S));
+      const Channels<const T> columns{data + (first + s * S) * w.column_stride, w.column_stride, w.row_stride, count};
+      pack<A, int(S), T>(columns, 0, w.rows, x.line(0, s));
+      std::fill(x.line(w.rows, s), x.line(m, s), A(0));
+    }
+    const Lines<const A> given{x.data, x.row, x.strip}, products{b.data, b.row, b.strip};
+    product<Into::assign>(b, by.right, given, w.rows, 0, k, 0, strips);
+    if (by.left.data)
+      product<Into::subtract>(x, by.left, products, by.k, 0, m, 0, strips);
+    else
+      for (int64_t i = 0; i < strips * m * S; ++i) x.data[i] -= b.data[i];
+    for (int64_t s = 0; s < strips; ++s) {
+      const int count = int(std::min<int64_t>(S, n - s * S));
+      const Channels<T> columns{data + (first + s * S) * w.column_stride, w.column_stride, w.row_stride, count};
+      unpack<A, int(S), T>(x.line(0, s), columns, 0, w.rows);
+    }
+  }
+  return true;
+}
