@@ -80,6 +80,7 @@ def eager(
 
 truth = eager  # in fp64, where grid_sample is right: nothing of ours judges ours
 PEERS = {"eager": eager, "compile": Compiled(eager)}
+BASELINE = "eager"
 
 
 def cost(case: Case, direction: str) -> Cost:

@@ -23,10 +23,13 @@ TOLERANCE = {"float64": 1e-9, "float32": 5e-4, "float16": 5e-3, "bfloat16": 2e-2
 
 @dataclass(frozen=True)
 class Case:
-    """One named size. `goals`: direction -> (goal, stretch), both in times faster than the peer named "eager"."""
+    """One named size. `goals`: direction -> (goal, stretch), both in times faster than the op's BASELINE.
+
+    `in_place`: the op changes its inputs, and they are its result. Every call of every contender then finds the same
+    values, written anew just before its clock starts. Such a case has no gradient: its directions are ("fwd",)."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]  # as the op's own file reads it: one tensor's, or one shape a layer
     dtype: str = "float32"
     layout: str = "contiguous"
     flow: str = ""
@@ -34,6 +37,8 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of ours, the peers and the truth
     directions: tuple[str, ...] = ("fwd", "bwd", "fwd+bwd")
     goals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    floor_goal: float | None = None  # the share of the floor to be reached
+    in_place: bool = False
 
     def label(self) -> str:
         return " ".join(filter(None, (self.name, self.dtype, self.layout, self.flow)))
@@ -41,12 +46,13 @@ class Case:
 
 class Op(Protocol):
     """benchmarks/<op>.py as a module. `ours`, `truth` and the peers are called fn(*inputs, **case.options) -> Tensor;
-    `truth` gets the inputs in fp64. `tiny` shrinks a case for --check."""
+    in place, what they do to the inputs counts. `truth` gets the inputs in fp64. `tiny` shrinks a case for --check."""
 
     CASES: Sequence[Case]
-    PEERS: Mapping[str, Callable[..., Tensor] | Compiled]
-    ours: Callable[..., Tensor]
-    truth: Callable[..., Tensor]
+    PEERS: Mapping[str, Callable[..., Any] | Compiled]
+    BASELINE: str  # the peer that goals are set against
+    ours: Callable[..., Any]
+    truth: Callable[..., Any]
     inputs: Callable[[Case, torch.device], tuple[Tensor, ...]]
     tiny: Callable[[Case], Case]
     cost: Callable[[Case, str], Cost]
@@ -82,21 +88,24 @@ class Row:
     bytes: float = 0.0
     flops: float = 0.0
     copy_GBps: float | None = None  # of a copy of the forward's bytes, interleaved with the contenders
+    gemm_GFps: float | None = None  # of a square matrix product in the cost's unit, interleaved likewise
     floor_ms: float | None = None
     floor_fraction: float | None = None
     max_err: float | None = None  # as `error`; None: not a number, the wrong shape or an exception
     peer_err: dict[str, float | None] = field(default_factory=dict)
     peak_extra_mb: float | None = None  # of one call, its results included
     peer_peak_extra_mb: dict[str, float | None] = field(default_factory=dict)
+    baseline: str = "eager"
     goal: tuple[float, float] | None = None
+    floor_goal: float | None = None
     wrong: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
 
 
 def ops() -> list[str]:
-    """Every op's file name in this folder."""
-    own = {"__init__", "__main__", "harness", "measure", "table", "trial"}
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in own)
+    """Every file of this folder that has an op's name."""
+    here = Path(__file__).parent
+    return sorted(path.stem for path in here.glob("*.py") if (here.parent / "csrc" / path.stem).is_dir())
 
 
 def load(op: str) -> Op:
@@ -115,7 +124,7 @@ def run_case(name: str, op: Op, case: Case, settings: Settings) -> list[Row]:
     peaks: dict[str, dict[str, float | None]] = {}
     if settings.timed and len(right[OURS]) == len(trial.modes):
         runners = {who: contender for who, contender in contenders.items() if right[who]}
-        timings = trial.time(runners, right, settings.repeats, op.cost(case, case.directions[0]).bytes)
+        timings = trial.time(runners, right, settings.repeats, op.cost(case, case.directions[0]))
         peaks = {who: trial.peaks(contender, right[who]) for who, contender in runners.items()}
 
     rows = []
@@ -124,7 +133,7 @@ def run_case(name: str, op: Op, case: Case, settings: Settings) -> list[Row]:
         mode = next(mode for mode, directions in MODES.items() if direction in directions)
         for ours in (who for who in (OURS, OURS_ADVISED) if who in contenders):
             row = Row(name, case.name, case.dtype, case.layout, case.flow, direction, settings.threads, ours != OURS)
-            row.goal = case.goals.get(direction)
+            row.baseline, row.goal, row.floor_goal = op.BASELINE, case.goals.get(direction), case.floor_goal
             row.max_err = _finite(errors[ours][mode])
             row.peer_err = {who: _finite(errors[who][mode]) for who in peers if who not in notes[mode]}
             row.wrong = [OURS] if mode not in right[ours] else []  # ours may not fail either
@@ -133,7 +142,7 @@ def run_case(name: str, op: Op, case: Case, settings: Settings) -> list[Row]:
             _fill_times(row, timings, ours, peers)
             row.peak_extra_mb = peaks.get(ours, {}).get(direction)
             row.peer_peak_extra_mb = {who: peaks[who].get(direction) for who in row.peers}
-            _fill_floor(row, op.cost(case, direction), timings, settings)
+            _fill_floor(row, op.cost(case, direction), timings)
             rows.append(row)
     return rows
 
@@ -155,10 +164,10 @@ def _fill_times(row: Row, timings: Mapping[str, Mapping[str, list[float]]], ours
             row.ratio[who] = row.peers[who] / row.ours_ms
 
 
-def _fill_floor(row: Row, cost: Cost, timings: Mapping[str, Mapping[str, list[float]]], settings: Settings) -> None:
+def _fill_floor(row: Row, cost: Cost, timings: Mapping[str, Mapping[str, list[float]]]) -> None:
     row.bytes, row.flops = cost.bytes, cost.flops
     if row.ours_ms is not None:
         row.copy_GBps = statistics.median(timings["copy"]["GBps"])
-        gemm = measure.gemm_gfps(cost.unit, settings.device, settings.threads)
-        row.floor_ms = measure.floor_ms(cost, row.copy_GBps, gemm)
+        row.gemm_GFps = statistics.median(timings["gemm"]["GFps"])
+        row.floor_ms = measure.floor_ms(cost, row.copy_GBps, row.gemm_GFps)
         row.floor_fraction = row.floor_ms / row.ours_ms

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
-import functools
 import gc
 import math
 import os
@@ -26,6 +25,7 @@ import torch
 T = TypeVar("T")
 ROTATE_BYTES = 200_000_000  # CUDA inputs rotate over more than this: an H100's L2 holds 50 MB
 COPY_BYTES = 256_000_000  # read + written by the copy behind `copy_GBps`: far outside every cache
+REQUIRE_NATIVE = "VGKERNELS_REQUIRE_NATIVE"
 
 
 class Cost(NamedTuple):
@@ -104,21 +104,20 @@ def copier(nbytes: float, device: torch.device) -> Callable[[], float]:
     return copy
 
 
-@functools.cache
-def gemm_gfps(unit: str, device: torch.device, threads: int, repeats: int = 7) -> float:
-    """GFLOP/s of a square matrix product in dtype `unit` (1024 on a CPU, 8192 on CUDA); measured once a process."""
+def multiplier(unit: str, device: torch.device) -> Callable[[], float]:
+    """A function that multiplies square matrices of dtype `unit` (1024 on a CPU, 8192 on CUDA) into warm memory and
+    returns the GFLOP/s it reached."""
     n = 8192 if device.type == "cuda" else 1024
-    a, b = torch.randn(2, n, n, device=device).to(getattr(torch, unit))
+    a, b, target = torch.randn(3, n, n, device=device).to(getattr(torch, unit))
 
-    def product() -> float:
+    def multiply() -> float:
         watch = Stopwatch(device)
         watch.mark()
-        torch.mm(a, b)
+        torch.mm(a, b, out=target)
         watch.mark()
         return 2 * n**3 / (watch.laps(1)[0] * 1e6)
 
-    product()
-    return statistics.median(product() for _ in range(repeats))
+    return multiply
 
 
 def fill_ms(fresh: bool, floats: int = 1 << 23) -> float:
@@ -201,10 +200,16 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def natively() -> contextlib.AbstractContextManager[None]:
+    """For the block, an op that would fall back to its reference raises: it is never timed, unless the user says so."""
+    return environment({REQUIRE_NATIVE: os.environ.get(REQUIRE_NATIVE, "1")})
+
+
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
     """The `meta` of a report: device, commit, torch, load and the rates that the floors rest on."""
-    copy = copier(COPY_BYTES, device)
+    copy, gemm = copier(COPY_BYTES, device), multiplier("float32", device)
     copy()
+    gemm()
     pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     commit = _git("rev-parse", "--verify", "HEAD")
     return {
@@ -218,7 +223,7 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "copy_GBps": round(statistics.median(copy() for _ in range(7)), 2),
-        "gemm_GFps": round(gemm_gfps("float32", device, threads), 1),
+        "gemm_GFps": round(statistics.median(gemm() for _ in range(7)), 1),
         "fill_fresh_32MiB_ms": round(fill_ms(fresh=True), 1),
         "fill_warm_32MiB_ms": round(fill_ms(fresh=False), 1),
         "load_before": os.getloadavg(),

@@ -8,24 +8,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-BASELINE = "eager"  # the peer that goals are set against
 Row = Mapping[str, Any]
 
 
+def baseline(row: Row) -> str:
+    """The peer that goals are set against; reports from before rows named it had only flow_warp's."""
+    return str(row.get("baseline", "eager"))
+
+
 def verdict(row: Row) -> str:
-    """WRONG, "slower than <peer>", or how the goal was met; no peer left to compare with gives no verdict."""
+    """WRONG, "slower than <peer>", or how the goals were met; no peer left to compare with gives no verdict."""
     if "ours" in row["wrong"]:
         return "WRONG"
     slower = [peer for peer, ratio in row["ratio"].items() if ratio < 1]
     if slower:
         return f"missed: slower than {', '.join(slower)}"
-    if BASELINE not in row["ratio"]:
+    if baseline(row) not in row["ratio"]:
         return ""
     goal, stretch = row["goal"] or (1, 1)
-    ratio = row["ratio"][BASELINE]
-    if ratio < goal:
-        return f"missed: goal {goal:g}x"
-    return f"stretch {stretch:g}x met" if stretch > goal and ratio >= stretch else f"goal {goal:g}x met"
+    ratio, share = row["ratio"][baseline(row)], row.get("floor_goal")
+    floor = [f"{share:.0%} of the floor"] if share else []
+    missed = [f"goal {goal:g}x"] if ratio < goal else []
+    missed += floor if floor and row["floor_fraction"] < share else []
+    if missed:
+        return f"missed: {', '.join(missed)}"
+    times = f"stretch {stretch:g}x" if stretch > goal and ratio >= stretch else f"goal {goal:g}x"
+    return " and ".join([times, *floor]) + " met"
 
 
 def line(row: Row) -> str:
@@ -39,6 +47,7 @@ def line(row: Row) -> str:
             low, high = row["peer_quartiles"][peer]
             parts.append(f"{peer} {ms:.3f} [{low:.3f} {high:.3f}] = {row['ratio'][peer]:.2f}x")
         parts.append(f"floor {row['floor_ms']:.3f} ms ({row['floor_fraction']:.0%} reached)")
+        parts.append(f"GEMM {row['gemm_GFps']:.0f} GFLOP/s")
         parts.append(f"{row['bytes'] / 1e6:.1f} MB {row['flops'] / 1e9:.2f} GFLOP")
         if row["peak_extra_mb"] is not None:
             parts.append(f"peak +{row['peak_extra_mb']:.1f} MB")
@@ -80,28 +89,42 @@ def markdown(report: Mapping[str, Any], op: str = "", match: str = "") -> str:
             groups.setdefault(tuple(row[key] for key in ("op", "case", "dtype", "layout", "direction")), []).append(row)
     peers = list(dict.fromkeys(peer for rows in groups.values() for row in rows for peer in row["ratio"]))
     head = ["case", "layout", "direction", "ours ms", *(f"vs {peer}" for peer in peers)]
-    head += ["with page advice", "of the floor", "extra MB (eager's)", "goal"]
+    first = next((rows[0] for rows in groups.values()), {})
+    pages = any(row["huge_pages"] for rows in groups.values() for row in rows)
+    head += [*(["with page advice"] if pages else []), "of the floor", f"extra MB ({baseline(first)}'s)", "goal"]
     table = [head, ["---"] * len(head)]
     for (_, case, dtype, layout, direction), rows in groups.items():
         plain, advised = ([row for row in rows if row["huge_pages"] == on] for on in (False, True))
         cells = [case + ("" if dtype == "float32" else f" {dtype}"), layout, direction]
         cells.append(_join(plain, lambda row: "WRONG" if row["ours_ms"] is None else f"{row['ours_ms']:.3g}"))
         cells += [_join(plain, lambda row, peer=peer: _ratio(row, peer)) for peer in peers]
-        cells.append(_join(advised, lambda row: _ratio(row, BASELINE)))
+        cells += [_join(advised, lambda row: _ratio(row, baseline(row)))] if pages else []
         cells.append(_join(plain, lambda row: "-" if row["floor_fraction"] is None else f"{row['floor_fraction']:.0%}"))
         cells.append(_join(plain[:1], _memory))
         cells.append(_join(plain, verdict))
         table.append(cells)
     flows = list(dict.fromkeys(row["flow"] for rows in groups.values() for row in rows if row["flow"]))
+    caption = (
+        f"{place(meta)}; copy {meta['copy_GBps']:g} GB/s, GEMM {_gemm(meta, groups)} GFLOP/s; "
+        f"load {meta['load_before'][0]:.1f} to {meta['load_after'][0]:.1f}. "
+        f"Medians of interleaved repeats{'; flow ' + ' / '.join(flows) if flows else ''}."
+    )
+    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in table), "", caption])
+
+
+def place(meta: Mapping[str, Any]) -> str:
+    """Where, on what and when a report was made."""
     dirty = " + changes" if meta["dirty"] else ""
     threads = f"{meta['threads']} thread{'s' if meta['threads'] > 1 else ''}"
     device = meta["cpu"] if meta["device"] == "cpu" else meta["device"]
-    caption = (
-        f"{device}, {threads}, torch {meta['torch']}, commit {meta['commit'][:12]}{dirty}, {meta['date'][:10]}; copy "
-        f"{meta['copy_GBps']:g} GB/s, GEMM {meta['gemm_GFps']:g} GFLOP/s; load {meta['load_before'][0]:.1f} to "
-        f"{meta['load_after'][0]:.1f}. Medians of interleaved repeats{'; flow ' + ' / '.join(flows) if flows else ''}."
-    )
-    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in table), "", caption])
+    return f"{device}, {threads}, torch {meta['torch']}, commit {meta['commit'][:12]}{dirty}, {meta['date'][:10]}"
+
+
+def _gemm(meta: Mapping[str, Any], groups: Mapping[Any, Sequence[Row]]) -> str:
+    """The rates that the rows' floors rest on; the report's one rate where the rows have none of their own."""
+    rates = [row["gemm_GFps"] for rows in groups.values() for row in rows if row.get("gemm_GFps")]
+    ends = dict.fromkeys(f"{rate:.0f}" for rate in (min(rates), max(rates))) if rates else [f"{meta['gemm_GFps']:g}"]
+    return " to ".join(ends)
 
 
 def _join(rows: Sequence[Row], cell: Any) -> str:
@@ -114,5 +137,5 @@ def _ratio(row: Row, peer: str) -> str:
 
 
 def _memory(row: Row) -> str:
-    ours, peer = row["peak_extra_mb"], row["peer_peak_extra_mb"].get(BASELINE)
+    ours, peer = row["peak_extra_mb"], row["peer_peak_extra_mb"].get(baseline(row))
     return " ".join(("-" if ours is None else f"{ours:.0f}", "" if peer is None else f"({peer:.0f})")).strip()

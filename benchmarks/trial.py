@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.measure import Stopwatch, TimeLimit
+from benchmarks.measure import Cost, Stopwatch, TimeLimit
 
 if TYPE_CHECKING:
     from benchmarks.harness import Case, Op
@@ -43,9 +43,11 @@ class Contender:
     fn: Callable[..., Tensor]
     environment: Mapping[str, str] = field(default_factory=dict)
     compiled: bool = False
+    in_place: bool = False
 
     def call(self, mode: str, tensors: Sequence[Tensor], grad_out: Tensor, watch: Stopwatch) -> list[Tensor]:
-        """The output, and in mode "train" the gradients of every floating input; nothing is allocated beforehand."""
+        """The output (in place: the inputs), and in mode "train" the gradients of every floating input; nothing is
+        allocated beforehand."""
         with measure.environment(self.environment), torch.set_grad_enabled(mode == "train"):
             if mode == "forward":
                 tensors = [t.detach() for t in tensors]
@@ -54,7 +56,7 @@ class Contender:
             out = self.fn(*tensors)
             watch.mark()
             if mode == "forward":
-                return [out]
+                return list(tensors) if self.in_place else [out]
             grads = torch.autograd.grad(out, leaves, grad_out)
             watch.mark()
             return [out.detach(), *grads]
@@ -73,21 +75,28 @@ def error(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
 
 
 class Trial:
-    """Inputs (on CUDA several sets, rotated over), the gradient of the output, and the truth [output, *gradients]."""
+    """Inputs (on CUDA several sets, rotated over; in place: one set and the copy of it that is worked on), the gradient
+    of the output, and the truth [output, *gradients]."""
 
     def __init__(self, op: Op, case: Case, device: torch.device) -> None:
         torch.manual_seed(1)
         self.case, self.device, self.turn = case, device, 0
         self.modes = [mode for mode, directions in MODES.items() if set(directions) & set(case.directions)]
-        tensors = _leaves(op.inputs(case, device))
+        tensors = op.inputs(case, device)
+        self.sets, self.work = [tensors], tuple(torch.empty_like(t) for t in tensors if case.in_place)
+        doubles = tuple(t.to(torch.float64, copy=True) if t.is_floating_point() else t for t in tensors)
+        self.large = sum(t.nbytes for t in self.work) >= ADVISED_BYTES
+        if case.in_place:
+            op.truth(*doubles, **case.options)
+            self.truth, self.grad_out = list(doubles), torch.empty(0, device=device)
+            return
         copies = min(64, 1 + measure.ROTATE_BYTES // sum(t.nbytes for t in tensors)) if device.type == "cuda" else 1
-        self.sets = [tensors, *(_leaves(t.detach().clone() for t in tensors) for _ in range(copies - 1))]
-        doubles = _leaves(t.detach().double() if t.is_floating_point() else t for t in tensors)
-        out = op.truth(*doubles, **case.options)
+        self.sets = [_leaves(tensors), *(_leaves(t.detach().clone() for t in tensors) for _ in range(copies - 1))]
+        out = op.truth(*_leaves(doubles), **case.options)
         self.grad_out = torch.randn(out.shape, device=device).to(tensors[0].dtype)
         if case.layout == "channels_last":
             self.grad_out = self.grad_out.contiguous(memory_format=torch.channels_last)
-        self.truth = [out.detach()]
+        self.truth, self.large = [out.detach()], self.grad_out.nbytes >= ADVISED_BYTES
         if "train" in self.modes:
             leaves = [t for t in doubles if t.requires_grad]
             self.truth += torch.autograd.grad(out, leaves, self.grad_out.double())
@@ -96,7 +105,7 @@ class Trial:
         """Ours without page advice, ours with it where the output is large enough, and the peers."""
         ours = functools.partial(op.ours, **self.case.options)
         found = {OURS: Contender(ours, {HUGE_PAGES: "0"})}
-        if self.device.type == "cpu" and self.grad_out.nbytes >= ADVISED_BYTES:
+        if self.device.type == "cpu" and self.large and not self.case.in_place:
             found[OURS_ADVISED] = Contender(ours, {HUGE_PAGES: "1"})
         for who, peer in op.PEERS.items():
             if not isinstance(peer, Compiled):
@@ -105,7 +114,14 @@ class Trial:
                 same = dataclasses.replace(self.case, flow="", goals={}, options={})  # other flow values: compiled once
                 fn = _compile(peer.fn, f"{same} {sorted(self.case.options.items())}")
                 found[who] = Contender(functools.partial(fn, **self.case.options), compiled=True)
-        return found
+        return {who: dataclasses.replace(contender, in_place=self.case.in_place) for who, contender in found.items()}
+
+    def fresh(self, turn: int = 0) -> tuple[Tensor, ...]:
+        """The inputs of one call; in place, restored: for everyone warm, as an optimiser's step leaves weights."""
+        given = self.sets[turn % len(self.sets)]
+        for work, tensor in zip(self.work, given, strict=False):
+            work.copy_(tensor)
+        return self.work or given
 
     def check(self, contenders: Mapping[str, Contender]) -> tuple[Nested[float], Nested[str]]:
         """Errors[who][mode], inf where the call failed, and notes[mode][who] that say why it did.
@@ -119,7 +135,7 @@ class Trial:
                 start = time.monotonic()
                 try:
                     with measure.time_limit(COMPILE_LIMIT_S if contender.compiled else math.inf):
-                        results = contender.call(mode, self.sets[0], self.grad_out, Stopwatch(self.device))
+                        results = contender.call(mode, self.fresh(), self.grad_out, Stopwatch(self.device))
                     errors[who][mode] = error(results, self.truth[: len(results)])
                 except TimeLimit:
                     notes[mode][who] = f"compile took > {COMPILE_LIMIT_S:.0f} s: dropped"
@@ -130,12 +146,18 @@ class Trial:
         return errors, notes
 
     def time(
-        self, contenders: Mapping[str, Contender], modes: Mapping[str, Sequence[str]], repeats: int, copy_bytes: float
+        self, contenders: Mapping[str, Contender], modes: Mapping[str, Sequence[str]], repeats: int, cost: Cost
     ) -> Nested[list[float]]:
-        """Milliseconds [who][direction], interleaved, with a copy of `copy_bytes` among them: ["copy"]["GBps"]."""
-        copy = measure.copier(max(copy_bytes, measure.COPY_BYTES if self.device.type == "cuda" else 0), self.device)
-        samplers: dict[str, Callable[[], dict[str, float]]] = {"copy": lambda: {"GBps": copy()}}
+        """Milliseconds [who][direction], interleaved. Among them the rates that floors rest on: a copy of the cost's
+        bytes, ["copy"]["GBps"], and a matrix product in its unit, ["gemm"]["GFps"]."""
+        copy = measure.copier(max(cost.bytes, measure.COPY_BYTES if self.device.type == "cuda" else 0), self.device)
+        gemm = measure.multiplier(cost.unit, self.device)
+        samplers: dict[str, Callable[[], dict[str, float]]] = {
+            "copy": lambda: {"GBps": copy()},
+            "gemm": lambda: {"GFps": gemm()},
+        }
         copy()
+        gemm()
         for who, contender in contenders.items():
             warm = self.sample(contender, dict.fromkeys(modes[who], 1))
             longest = {mode: max(warm[direction] for direction in MODES[mode]) for mode in modes[who]}
@@ -149,12 +171,12 @@ class Trial:
         taken = {}
         for mode, count in calls.items():
             watch = Stopwatch(self.device)
-            if self.device.type == "cuda" and self.grad_out.nbytes >= ADVISED_BYTES:
+            if self.device.type == "cuda" and self.large:
                 cuda: Any = torch.cuda
                 cuda._sleep(1_000_000 * count)  # the queue fills meanwhile: device time, not Python's launch time
             for _ in range(count):
                 self.turn += 1
-                contender.call(mode, self.sets[self.turn % len(self.sets)], self.grad_out, watch)
+                contender.call(mode, self.fresh(self.turn), self.grad_out, watch)
             if mode == "forward":
                 (taken["fwd"],) = watch.laps(1)
             else:
@@ -168,7 +190,7 @@ class Trial:
         for mode in modes:
 
             def call(mode: str = mode) -> object:
-                return contender.call(mode, self.sets[0], self.grad_out, Stopwatch(self.device))
+                return contender.call(mode, self.fresh(), self.grad_out, Stopwatch(self.device))
 
             found["fwd" if mode == "forward" else "fwd+bwd"] = measure.peak_extra_mb(call, self.device)
         if "train" in modes:

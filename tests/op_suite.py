@@ -242,11 +242,13 @@ class OpSuite:
         compiled = torch.compile(
             lambda *t: self.call(with_tensors(case, t)).sin(), fullgraph=True, backend=counter, dynamic=True
         )
+        compiles = set()  # the first call may compile twice: a float argument is a symbol until the op has it
         for batch in (11, 13, 19):  # sizes of no other dim: those would share a symbol with it
             grown = replace(case, tensors={k: t[torch.arange(batch) % 2] for k, t in case.tensors.items()})
             eager = self.run(lambda s: self.call(s).sin(), grown)
             self.assert_close(self.run(lambda s: compiled(*s.tensors.values()), grown), eager, torch.float64)
-        assert counter.frame_count == 1
+            compiles.add(counter.frame_count)
+        assert len(compiles) == 1
 
     @pytest.mark.slow
     def test_compile_inductor(self, device: str) -> None:
@@ -273,7 +275,7 @@ class OpSuite:
     def test_vmap(self, sample: Sample, device: str) -> None:
         case = self.cast(sample, torch.float64, device)
         stacked = {k: torch.stack([t, t.flip(0), 2 * t], dim=1) for k, t in case.tensors.items()}  # along dim 1
-        for alone in (None, *case.tensors):  # one argument without the new dim, in turn
+        for alone in (None, *(case.tensors if len(case.tensors) > 1 else ())):  # one without the new dim, in turn
             tensors = [case.tensors[k] if k == alone else stacked[k] for k in stacked]
             dims = tuple(None if k == alone else 1 for k in stacked)
             each = [[t if d is None else t[:, i] for t, d in zip(tensors, dims, strict=True)] for i in range(3)]

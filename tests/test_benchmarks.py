@@ -35,6 +35,7 @@ def toy(ours: Any = square, **peers: Any) -> Any:
     return SimpleNamespace(
         CASES=[CASE],
         PEERS=peers,
+        BASELINE="eager",
         ours=ours,
         truth=square,
         inputs=lambda case, device: (torch.randn(case.shape, generator=torch.Generator().manual_seed(0)),),
@@ -139,6 +140,54 @@ def test_page_advice_is_off_in_the_headline_row_and_on_beside_it(monkeypatch: py
     assert os.environ[trial.HUGE_PAGES] == "as the user had it"
 
 
+def halve_in_place(*tensors: torch.Tensor) -> None:
+    for x in tensors:
+        x /= 2
+
+
+def test_in_place_every_call_finds_the_same_inputs_and_leaves_the_result_in_them() -> None:
+    seen: list[list[float]] = []
+
+    def ours(*tensors: torch.Tensor) -> None:
+        seen.append([float(x.sum()) for x in tensors])
+        halve_in_place(*tensors)
+
+    op = toy(ours, eager=halve_in_place, idle=lambda *tensors: [x / 2 for x in tensors])
+    op.truth, op.inputs = halve_in_place, lambda case, device: tuple(torch.ones(shape) for shape in case.shape)
+    large = (1024, 1024)  # out of place this size would be worth a row with page advice
+    case = Case("in place", ((2, 3), large), directions=("fwd",), goals={"fwd": (1e-9, 1e9)}, in_place=True)
+    (row,) = run_case("toy", op, case, SETTINGS)
+    assert row.max_err == 0 and row.ours_ms and set(row.ratio) == {"eager"} and row.wrong == ["idle"]
+    assert len(seen) >= 2 + SETTINGS.repeats and all(sums == [6, 1024 * 1024] for sums in seen)
+
+
+def test_in_place_inputs_are_restored_outside_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trial.Trial.fresh
+
+    def slow(self: trial.Trial, turn: int = 0) -> tuple[torch.Tensor, ...]:
+        time.sleep(0.05)
+        return real(self, turn)
+
+    monkeypatch.setattr(trial.Trial, "fresh", slow)
+    op = toy(halve_in_place, eager=halve_in_place)
+    op.truth = halve_in_place
+    (row,) = run_case("toy", op, dataclasses.replace(CASE, directions=("fwd",), in_place=True), SETTINGS)
+    assert row.ours_ms is not None and row.ours_ms < 25 and row.peers["eager"] < 25
+
+
+def test_rates_behind_the_floor_are_taken_between_the_contenders(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[dict[str, Any]] = []
+    real = measure.interleave
+
+    def spying(contenders: dict[str, Any], repeats: int) -> Any:
+        rounds.append(contenders)
+        return real(contenders, repeats)
+
+    monkeypatch.setattr(measure, "interleave", spying)
+    rows_of(toy(eager=square))
+    assert set(rounds[0]) == {"copy", "gemm", "ours", "eager"}
+
+
 def test_peak_memory_is_that_of_the_call() -> None:
     found = measure.peak_extra_mb(lambda: torch.ones(16_000_000).sum() + torch.ones(8_000_000).sum(), CPU)
     if found is None:
@@ -193,8 +242,9 @@ def test_json_report(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert row["ours_quartiles"][0] <= row["ours_ms"] <= row["ours_quartiles"][1]
         assert row["peer_quartiles"]["eager"][0] <= row["peers"]["eager"] <= row["peer_quartiles"]["eager"][1]
         assert row["floor_fraction"] == pytest.approx(row["floor_ms"] / row["ours_ms"])
-        floor = max(8e3 / row["copy_GBps"], 2e3 / meta["gemm_GFps"]) / 1e6
+        floor = max(8e3 / row["copy_GBps"], 2e3 / row["gemm_GFps"]) / 1e6
         assert row["floor_ms"] == pytest.approx(floor, rel=0.01)
+        assert row["gemm_GFps"] > 0 and row["baseline"] == "eager"
         assert row["max_err"] < 1e-6 and row["peer_err"]["eager"] < 1e-6 and row["huge_pages"] is False
     assert rows[0]["goal"] == [2.0, 4.0]
     assert all(row["ours_ms"] is None and row["ratio"] == {} and row["max_err"] is None for row in rows[3:])
@@ -241,6 +291,11 @@ load 0.1 to 1.0. Medians of interleaved repeats; flow smooth / rough."""
     assert table.markdown({"meta": meta, "rows": rows}, op="warp") == expected
     assert "other" in table.markdown({"meta": meta, "rows": rows})
     assert "rough" not in table.markdown({"meta": meta, "rows": rows}, match="smooth")
+    svc = report_row(op="svc", baseline="svd", peers={"svd": 9.0}, ratio={"svd": 9.0}, goal=None)
+    rows = [svc | {"peer_peak_extra_mb": {"svd": 90.0}, "gemm_GFps": rate} for rate in (61.2, 64.9)]
+    printed = table.markdown({"meta": meta, "rows": rows})
+    assert "| of the floor | extra MB (svd's) | goal |" in printed and "page advice" not in printed
+    assert "| 9x | 40% | 2 (90) | goal 1x met |" in printed and "GEMM 61 to 65 GFLOP/s" in printed
 
 
 @pytest.mark.parametrize(
@@ -257,8 +312,25 @@ load 0.1 to 1.0. Medians of interleaved repeats; flow smooth / rough."""
 def test_verdict(ratio: dict[str, float], goal: tuple[float, float] | None, verdict: str) -> None:
     row = report_row(ratio=ratio, goal=goal)
     assert table.verdict(row) == verdict
+    before = {key: value for key, value in row.items() if key not in ("baseline", "floor_goal", "gemm_GFps")}
+    assert table.verdict(before) == verdict  # reports of before rows had these
     summary = table.goals([row]).splitlines()
     assert summary[-1].startswith(f"{int(verdict.endswith('met'))} of {int(bool(verdict))} ")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "floor", "verdict"),
+    [
+        (20, 0.8, "goal 16x and 75% of the floor met"),
+        (24, 0.75, "stretch 24x and 75% of the floor met"),
+        (20, 0.7, "missed: 75% of the floor"),
+        (15, 0.8, "missed: goal 16x"),
+        (15, 0.7, "missed: goal 16x, 75% of the floor"),
+    ],
+)
+def test_verdict_with_a_floor_goal_and_a_baseline_of_its_own(ratio: float, floor: float, verdict: str) -> None:
+    row = report_row(baseline="svd", ratio={"svd": ratio, "eager": 2}, goal=(16, 24))
+    assert table.verdict(row | {"floor_fraction": floor, "floor_goal": 0.75}) == verdict
 
 
 @pytest.mark.parametrize("kind", ["smooth", "rough"])
@@ -279,6 +351,10 @@ def test_check_of_flow_warp_passes(capsys: pytest.CaptureFixture[str]) -> None:
     cases = [case for case in flow_warp.CASES if case.flow == "smooth"]
     assert out.count("error") == sum(len(case.directions) for case in cases)
     assert len(cases) > 15
+
+
+def test_ops_are_found_by_name() -> None:
+    assert harness.ops() == ["flow_warp", "svc_projection"]
 
 
 @pytest.mark.parametrize("bad", [["nosuch"], ["--repeats", "3"], ["--threads", "0"], ["--device", "tpu"]])

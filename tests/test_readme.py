@@ -5,17 +5,20 @@ The replaced lines are written from their papers and documentation, since the or
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import vgkernels
-from benchmarks.table import markdown
+from benchmarks import svc_training, table
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -49,13 +52,25 @@ def blended_resample(image: Tensor, flow: Tensor, mask: Tensor, new: Tensor) -> 
     return (1 - mask) * resample(image, flow) + mask * new
 
 
-THEIRS = {
+def svd_clip(w: Tensor) -> Tensor:
+    u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    return (u * s.clamp(max=1)) @ vh
+
+
+def svd_clip_loop(weights: list[Tensor]) -> list[Tensor]:
+    """TGAN's: each layer as the matrix (out, in * kernel)."""
+    return [svd_clip(w.flatten(1)).view_as(w) for w in weights]
+
+
+THEIRS: dict[str, Callable[..., Any]] = {
     "vid2vid `resample(image, flow)`": resample,
     "vid2vid `(1 - mask) * resample(image, flow) + mask * new`": blended_resample,
     "flownet2 `Resample2d()(image, flow)`": resample2d,
     '`F.grid_sample(image, grid, padding_mode="zeros", align_corners=True)`': lambda image, flow: resample(
         image, flow, "zeros"
     ),
+    "`u, s, vh = torch.linalg.svd(w, full_matrices=False); (u * s.clamp(max=1)) @ vh`": svd_clip,
+    "TGAN: that for each `w.flatten(1)` of `weights`, copied back": svd_clip_loop,
 }
 
 
@@ -69,14 +84,19 @@ def table_rows() -> list[tuple[str, str]]:
 def test_row_equals_the_line_it_replaces(row: tuple[str, str]) -> None:
     theirs, ours = row
     generator = torch.Generator().manual_seed(0)
-    names = {
+    names: dict[str, Any] = {
         "image": torch.randn(2, 3, 17, 23, dtype=torch.float64, generator=generator),
         "flow": 6 * torch.randn(2, 2, 17, 23, dtype=torch.float64, generator=generator),
         "mask": torch.rand(2, 1, 17, 23, dtype=torch.float64, generator=generator),
         "new": torch.randn(2, 3, 17, 23, dtype=torch.float64, generator=generator),
+        "w": torch.randn(7, 40, dtype=torch.float64, generator=generator) / 6,
+        "weights": [torch.randn(5, 2, 3, 3, dtype=torch.float64, generator=generator) / k for k in (3, 5, 30)],
     }
-    expected = THEIRS[theirs](*list(names.values())[: 4 if "mask" in theirs else 2])
+    function = THEIRS[theirs]
+    expected = function(*(names[name] for name in inspect.signature(function).parameters if name in names))
     result = eval(ours.strip("`"), {"vgkernels": vgkernels}, names)
+    if isinstance(expected, list):
+        result = names["weights"]  # changed in place
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
 
@@ -99,11 +119,25 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/flow_warp.md"])
+def test_training_example_holds_the_constraint() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs/svc_projection.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    assert example.count("lr=5e-5") == 1
+    names: dict[str, Any] = {}
+    exec(example.replace("lr=5e-5", "lr=5e-3"), names)  # ten steps would not get far
+    layers = [layer for layer in names["critic"] if isinstance(layer, (nn.Conv3d, nn.Linear))]
+    assert len(layers) == len(names["report"]) == 4 and sum(names["report"].clipped) > 4
+    for layer in layers:
+        assert torch.linalg.svdvals(layer.weight.detach().flatten(1).double()).max() <= 1 + 4e-6
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/flow_warp.md", "docs/svc_projection.md"])
 def test_tables_are_what_the_committed_results_print(page: str) -> None:
     root = Path(__file__).resolve().parents[1]
-    tables = re.findall(r"<!-- table (\S+) case=(.*?) -->\n(.*?)<!-- end -->", (root / page).read_text(), re.S)
-    assert tables
-    for file, case, text in tables:
+    source = (root / page).read_text()
+    found = re.findall(r"<!-- (table|training) (\S+)(?: case=(.*?))? -->\n(.*?)<!-- end -->", source, re.S)
+    assert len(found) == source.count("<!-- end -->") > 0
+    for kind, file, case, text in found:
         report = json.loads((root / file).read_text())
-        assert text.strip() == markdown(report, "flow_warp", case).strip()
+        printed = table.markdown(report, match=case) if kind == "table" else svc_training.markdown(report)
+        assert text.strip() == printed.strip()

@@ -18,3 +18,10 @@ else:
         flow_warp_blend_reference as flow_warp_blend_reference,
         flow_warp_reference as flow_warp_reference,
     )
+    from .singular_value_clipping import SingularValueClipping as SingularValueClipping
+    from .svc_projection import (
+        svc_projection as svc_projection,
+        svc_projection_reference as svc_projection_reference,
+    )
+    from .svc_projection_inplace import svc_projection_ as svc_projection_
+    from .svc_projection_report import SVCReport as SVCReport

@@ -29,7 +29,7 @@ enum class SvcState : int { inside, clipped, nonfinite };
 // What happened to one matrix; the torch door shows it as a row of float64.
 struct SvcReport {
   double state;      // an SvcState; nonfinite: a NaN, an Inf, or ||W||_F above 1e75; left as it was
-  double clipped;    // how many singular values were above c (1 + tolerance)
+  double clipped;    // how many singular values were above c; those within the tolerance may count or not
   double largest;    // the largest one before; an upper bound where the state is inside; NaN where nonfinite
   double certified;  // 1: the result's singular values are proven to be at most c (1 + tolerance)
 };

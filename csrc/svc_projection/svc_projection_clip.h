@@ -10,14 +10,18 @@ struct SvcAim {
   bool carry;     // take the certificate of the result from G, without another Gram matrix
 };
 
+// W - U (1 - c / s) U^T W cancels all but c / s of W: smaller shares are reached in several rounds, since clipping to
+// more than the bound before clipping to the bound changes nothing.
+constexpr double kLeastShare = 1e-3;
+
 // The correction of one matrix, and what the report says about it.
 template <class A>
 struct Clip {
   Correction<A> by{};
   int64_t clipped = 0;
   double largest = 0;
-  bool certified = false;
-  Scratch memory;  // of `by`
+  bool certified = false, reached = false;  // reached: the target, not only a step on the way
+  Scratch memory;                           // of `by`
 };
 
 // Pieces of one scratch, each on whole cache lines; with no memory behind it, it only counts.
@@ -87,8 +91,9 @@ double rayleigh(Lines<const A> g, int64_t rows, A* work) {
   for (int step = 0; step < 4; ++step) {
     symmetric_times(g, v, next, 0, rows);
     const double energy = double(dot(v, next, rows)), length = double(dot(v, v, rows));
+    if (!(energy > 0)) break;
     quotient = energy / length;
-    const A scale = A(1 / std::max(quotient, 1e-300));
+    const A scale = A(1 / quotient);
     for (int64_t i = 0; i < rows; ++i) v[i] = next[i] * scale;
   }
   return quotient;
@@ -217,42 +222,48 @@ Verdict clip_spectrum(A* gram, int64_t m, const SvcAim& aim, Clip<A>& out) {
 
   std::copy(gram, gram + rows * g.row, copy);
   tridiagonalise(a, m, reduced.d, reduced.e, reduced.tau, panels);
-  const double above = squared(aim.target * (1 + aim.tolerance / 6));
-  const int64_t found = count_above(reduced.t(m), above), k = std::max<int64_t>(1, found);
-  bisect(reduced.t(m), k, found ? above : 0, values);
+  bisect(reduced.t(m), 1, 0, values);
   out.largest = std::sqrt(values[0]);
+  const double target = std::max(aim.target, out.largest * kLeastShare);
+  const double above = squared(target * (1 + aim.tolerance / 6));
+  const int64_t found = count_above(reduced.t(m), above), k = std::max<int64_t>(1, found);
   const bool doubtful = found == 0;  // rounding: the certificate failed, yet T has nothing above
   if (sizeof(A) < sizeof(double) && (doubtful || out.largest > kSvcWide * aim.bound)) return Verdict::wider;
+  bisect(reduced.t(m), k, doubtful ? 0 : above, values);
 
   const int64_t width = padded(k, S);
   const bool dense = 2 * k > m;  // then the m x m matrix E costs less than its k factors
   Scratch products;
-  A *right, *left, *whole = nullptr, *gu_data, *energies, *transposed;
+  A *right, *left, *whole = nullptr, *u_data, *gu_data, *energies, *transposed;
   const bool kept = reserve(out.memory, [&](Pieces& pieces) {
     pieces.take(right, rows * width), pieces.take(left, width * rows);
     if (dense) pieces.take(whole, rows * rows);
   });
   const bool had = reserve(products, [&](Pieces& pieces) {
-    pieces.take(gu_data, rows * width), pieces.take(energies, width * width), pieces.take(transposed, width * rows);
+    pieces.take(gu_data, rows * width), pieces.take(u_data, rows * width), pieces.take(energies, width * width),
+        pieces.take(transposed, width * rows);
   });
   if (!kept || !had) return Verdict::no_memory;
-  const Lines<A> u{right, width, S}, gu{gu_data, width, S};
+  const Lines<A> u{u_data, width, S}, gu{gu_data, width, S}, ft{right, S, S * rows};
   if (!eigenvectors(read(a), m, reduced, values, k, u)) return Verdict::no_memory;
 
   straighten(u, rows, width, energies, transposed);
   mirror(g, rows, panels);
   product<Into::assign>(gu, read(g), read(u), m, 0, rows, 0, width / S);
-  scale_columns(u, gu, m, k, aim.target, values);
+  scale_columns(u, gu, m, k, target, values);
   const Lines<const A> f = read(transpose(read(u), rows, width, left));
   out.clipped = k;
-  out.by = {read(u), f, k};
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t s = 0; s < width / S; ++s) store_pixel(ft.line(i, s), load_pixel<A, S>(u.line(i, s)));
+  out.by = {read(ft), f, k};
   if (dense) {
     const Lines<A> projector{whole, rows, S};
     product<Into::assign>(projector, f, f, k, 0, rows, 0, rows / S);
     out.by = {read(projector), {}, m};
   }
   out.certified = false;
-  if (aim.carry) {
+  out.reached = target == aim.target;
+  if (aim.carry && out.reached) {
     shift(read(g), squared(aim.bound * (1 + aim.tolerance / 2)), rows, a);
     out.certified = is_corrected_below(a, f, read(u), read(gu), rows, width, energies, transposed);
   }

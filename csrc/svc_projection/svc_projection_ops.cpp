@@ -76,7 +76,7 @@ Tensor svc_projection(const Tensor& weight, double bound) {
   const DType dtype = dtype_of(op, "weight", weight);
   STD_TORCH_CHECK(weight.size(1) > 0 && weight.size(2) > 0, op, ": expected a weight with elements, got shape ",
                   shape_text(shape_of(weight)));
-  Tensor out = empty(shape_of(weight), weight.scalar_type(), weight);
+  Tensor out = advise_huge_pages(empty(shape_of(weight), weight.scalar_type(), weight));
   torch::stable::copy_(out, weight);
   std::vector<SvcMatrix> matrices;
   const int64_t m = weight.size(1), n = weight.size(2);

@@ -66,6 +66,40 @@ struct Correction {
   int64_t k;
 };
 
+// Columns [first, first + n) of W, all rows, in strips: x (padded rows, padded columns). Where rows are contiguous they
+// are walked along, past the strips: one strip at a time would touch a page for every line.
+template <class A, class T>
+void load_panel(const SvcMatrix& w, int64_t first, int64_t n, Lines<A> x) {
+  constexpr int64_t S = kStrip<A>, kAhead = 8;  // rows that the loads run ahead of
+  const T* data = static_cast<const T*>(w.data) + first * w.column_stride;
+  const int64_t whole = w.column_stride == 1 ? n / S : 0;
+  for (int64_t i = 0; i < w.rows; ++i)
+    for (int64_t s = 0; s < whole; ++s) {
+      __builtin_prefetch(data + std::min(i + kAhead, w.rows - 1) * w.row_stride + s * S);
+      store_pixel(x.line(i, s), load_pixel<A, S>(data + i * w.row_stride + s * S));
+    }
+  for (int64_t s = 0; s * S < n; ++s) {
+    const Channels<const T> columns{data + s * S * w.column_stride, w.column_stride, w.row_stride,
+                                    int(std::min<int64_t>(S, n - s * S))};
+    if (s >= whole) pack<A, int(S), T>(columns, 0, w.rows, x.line(0, s));
+    std::fill(x.line(w.rows, s), x.line(padded(w.rows, S), s), A(0));
+  }
+}
+
+template <class A, class T>
+void store_panel(const SvcMatrix& w, int64_t first, int64_t n, Lines<A> x) {
+  constexpr int64_t S = kStrip<A>;
+  T* data = static_cast<T*>(w.data) + first * w.column_stride;
+  const int64_t whole = w.column_stride == 1 ? n / S : 0;
+  for (int64_t i = 0; i < w.rows; ++i)
+    for (int64_t s = 0; s < whole; ++s) store_pixel(data + i * w.row_stride + s * S, load_pixel<A, S>(x.line(i, s)));
+  for (int64_t s = whole; s * S < n; ++s) {
+    const Channels<T> columns{data + s * S * w.column_stride, w.column_stride, w.row_stride,
+                              int(std::min<int64_t>(S, n - s * S))};
+    unpack<A, int(S), T>(x.line(0, s), columns, 0, w.rows);
+  }
+}
+
 // Column panels [begin, end) of W. False: no memory for a panel, and nothing of it was written.
 template <class A, class T>
 bool correct(const SvcMatrix& w, const Correction<A>& by, int64_t begin, int64_t end) {
@@ -73,28 +107,17 @@ bool correct(const SvcMatrix& w, const Correction<A>& by, int64_t begin, int64_t
   const int64_t m = padded(w.rows, S), k = padded(by.left.data ? by.k : w.rows, S), width = panel_columns<A>(w.rows);
   const Scratch scratch((m + k) * width * int64_t(sizeof(A)));
   if (!scratch.data()) return false;
-  A *packed = static_cast<A*>(scratch.data()), *along = packed + m * width;
-  T* data = static_cast<T*>(w.data);
-  const Lines<A> x{packed, S, m * S}, b{along, S, k * S};
+  A* packed = static_cast<A*>(scratch.data());
+  const Lines<A> x{packed, S, m * S}, b{packed + m * width, S, k * S};
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t first = panel * width, n = std::min(width, w.columns - first), strips = padded(n, S) / S;
-    for (int64_t s = 0; s < strips; ++s) {
-      const int count = int(std::min<int64_t>(S, n - s * S));
-      const Channels<const T> columns{data + (first + s * S) * w.column_stride, w.column_stride, w.row_stride, count};
-      pack<A, int(S), T>(columns, 0, w.rows, x.line(0, s));
-      std::fill(x.line(w.rows, s), x.line(m, s), A(0));
-    }
-    const Lines<const A> given{x.data, x.row, x.strip}, products{b.data, b.row, b.strip};
-    product<Into::assign>(b, by.right, given, w.rows, 0, k, 0, strips);
+    load_panel<A, T>(w, first, n, x);
+    product<Into::assign>(b, by.right, read(x), w.rows, 0, k, 0, strips);
     if (by.left.data)
-      product<Into::subtract>(x, by.left, products, by.k, 0, m, 0, strips);
+      product<Into::subtract>(x, by.left, read(b), by.k, 0, m, 0, strips);
     else
       for (int64_t i = 0; i < strips * m * S; ++i) x.data[i] -= b.data[i];
-    for (int64_t s = 0; s < strips; ++s) {
-      const int count = int(std::min<int64_t>(S, n - s * S));
-      const Channels<T> columns{data + (first + s * S) * w.column_stride, w.column_stride, w.row_stride, count};
-      unpack<A, int(S), T>(x.line(0, s), columns, 0, w.rows);
-    }
+    store_panel<A, T>(w, first, n, x);
   }
   return true;
 }

@@ -1,7 +1,7 @@
 // Decides in which order matrices are measured, judged and rewritten, and in which arithmetic: all Gram matrices and
 // all verdicts come before the first write. Compiled once per instruction set.
 
-constexpr int kRounds = 6;          // of correction; one is enough but for 16-bit storage
+constexpr int kRounds = 24;         // of correction; one is enough but for 16-bit storage and values far outside
 constexpr int64_t kTick = 1 << 15;  // operations in the unit that work is shared out by
 
 template <class A>
@@ -9,6 +9,7 @@ struct Layer {
   const SvcMatrix* w = nullptr;
   SvcReport* report = nullptr;
   bool in_double = false;
+  int attempts = 0;  // corrections to the bound that the certificate did not confirm
   Verdict verdict = Verdict::inside;
   Scratch gram;
   Clip<A> own;
@@ -50,12 +51,12 @@ template <class A>
 bool has_finite_trace(const A* gram, int64_t m) {
   double trace = 0;
   for (int64_t i = 0; i < m; ++i) trace += double(square(const_cast<A*>(gram), m).line(i, 0)[i]);
-  return trace < (sizeof(A) < sizeof(double) ? 3e38 : 1e150);  // nor NaN; fourth powers are still to come
+  return trace < (sizeof(A) < sizeof(double) ? 1e18 : 1e150);  // nor NaN; fourth powers are still to come
 }
 
 // One layer's verdict from its Gram matrix; a wider arithmetic is asked for until there is none.
 template <class A>
-Verdict judge(Layer<A>& layer, DType dtype, int round) {
+Verdict judge(Layer<A>& layer, DType dtype) {
   return in_arithmetic(layer, [&](auto zero, auto& clip) {
     using G = decltype(zero);
     const SvcMatrix& w = *layer.w;
@@ -63,13 +64,14 @@ Verdict judge(Layer<A>& layer, DType dtype, int round) {
     if (!has_finite_trace(gram, w.rows)) return sizeof(G) < sizeof(double) ? Verdict::wider : Verdict::nonfinite;
     const double tolerance = svc_tolerance(dtype, w.rows);
     const bool carry = dtype == DType::float32 || dtype == DType::float64;  // 16-bit storage rounds too much for that
-    return clip_spectrum(gram, w.rows, {w.bound, tolerance, w.bound * (1 - round * tolerance / 4), carry}, clip);
+    return clip_spectrum(gram, w.rows, {w.bound, tolerance, w.bound * (1 - layer.attempts * tolerance / 4), carry},
+                         clip);
   });
 }
 
 // Gram matrices and verdicts of the layers; those that need double are measured once more.
 template <class T, class A>
-bool judge_all(std::vector<Layer<A>*> layers, DType dtype, int round, const SvcParallel& parallel) {
+bool judge_all(std::vector<Layer<A>*> layers, DType dtype, const SvcParallel& parallel) {
   while (!layers.empty()) {
     for (Layer<A>* layer : layers) {
       layer->gram = Scratch(
@@ -91,7 +93,7 @@ bool judge_all(std::vector<Layer<A>*> layers, DType dtype, int round, const SvcP
           });
         });
     parallel(int64_t(layers.size()), int64_t(1) << 20, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) layers[i]->verdict = judge(*layers[i], dtype, round);
+      for (int64_t i = begin; i < end; ++i) layers[i]->verdict = judge(*layers[i], dtype);
       return true;
     });
     std::vector<Layer<A>*> wider;
@@ -117,7 +119,7 @@ bool project(const SvcMatrix* matrices, int64_t count, DType dtype, bool skip_no
     open.push_back(&all[i]);
   }
   for (int round = 0; round < kRounds && !open.empty(); ++round) {
-    if (!judge_all<T>(open, dtype, round, parallel)) return false;
+    if (!judge_all<T>(open, dtype, parallel)) return false;
     bool stop = false;
     std::vector<Layer<A>*> clips, again;
     for (Layer<A>* layer : open) {
@@ -136,6 +138,7 @@ bool project(const SvcMatrix* matrices, int64_t count, DType dtype, bool skip_no
       r.certified = double(certified);
       if (layer->verdict == Verdict::clip) clips.push_back(layer);
       if (layer->verdict == Verdict::clip && !certified) again.push_back(layer);
+      if (in_arithmetic(*layer, [](auto, const auto& clip) { return clip.reached; })) ++layer->attempts;
     }
     if (stop) {
       for (SvcReport* r = report; r < report + count; ++r)

@@ -132,7 +132,7 @@ def _with_headers(source: Path) -> set[Path]:
         if file in found:
             continue
         found.add(file)
-        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', file.read_text(), re.MULTILINE):
+        for name in re.findall(r'^\s*#\s*(?:include|define VG_ISA_FILE)\s*"([^"]+)"', file.read_text(), re.MULTILINE):
             todo += [folder / name for folder in (file.parent, *INCLUDE) if (folder / name).is_file()]
     return found
 

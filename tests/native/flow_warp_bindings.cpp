@@ -7,19 +7,12 @@
 #include "emulator_bindings.h"
 #include "flow_warp/flow_warp_cuda.h"
 #include "flow_warp/flow_warp_sort.h"
+#include "numpy_arguments.h"
 
 namespace py = pybind11;
 using namespace vgkernels;
 
 namespace {
-
-DType dtype_named(const std::string& name) {
-  if (name == "float64") return DType::float64;
-  if (name == "float32") return DType::float32;
-  if (name == "float16") return DType::float16;
-  if (name == "bfloat16") return DType::bfloat16;
-  throw py::value_error("unknown dtype " + name);
-}
 
 // sizes: B, C, H, W, Ho, Wo
 FlowWarpBackwardParams params_of(std::array<int64_t, 6> sizes, bool channels_last, const std::string& mode,

@@ -6,65 +6,16 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <vector>
 
 #include "common/cpu_isa.h"
 #include "flow_warp/flow_warp_cpu.h"
+#include "numpy_arguments.h"
+#include "pieces.h"
 
 namespace py = pybind11;
 using namespace vgkernels;
 
 namespace {
-
-DType dtype_named(const std::string& name) {
-  if (name == "float64") return DType::float64;
-  if (name == "float32") return DType::float32;
-  if (name == "float16") return DType::float16;
-  if (name == "bfloat16") return DType::bfloat16;
-  throw py::value_error("unknown dtype " + name);
-}
-
-// Heap blocks of exact sizes for the time of one call.
-class Blocks {
- public:
-  void* block(int64_t bytes, int fill = 0xA5) {
-    blocks_.emplace_back(std::malloc(bytes), std::free);
-    if (bytes) std::memset(blocks_.back().get(), fill, bytes);
-    return blocks_.back().get();
-  }
-  void* input(const py::object& array) {  // a copy of it; None is null
-    if (array.is_none()) return nullptr;
-    const auto values = py::cast<py::array>(array);
-    void* copy = block(values.nbytes());
-    std::memcpy(copy, values.data(), values.nbytes());
-    return copy;
-  }
-  void* output(const py::object& array) {  // a copy of it, that give_back() copies to the array
-    void* copy = input(array);
-    if (copy) outputs_.emplace_back(py::reinterpret_borrow<py::array>(array), copy);
-    return copy;
-  }
-  void give_back() {
-    for (auto& [array, copy] : outputs_) std::memcpy(array.mutable_data(), copy, array.nbytes());
-  }
-
- private:
-  std::vector<std::unique_ptr<void, void (*)(void*)>> blocks_;
-  std::vector<std::pair<py::array, void*>> outputs_;
-};
-
-// Calls run(begin, end) for `pieces` ranges of about one size, or fewer where there are not as many units.
-template <class Run>
-void in_pieces(int64_t units, int64_t pieces, bool reversed, const Run& run) {
-  for (int64_t i = 0; i < pieces; ++i) {
-    const int64_t piece = reversed ? pieces - 1 - i : i;
-    const int64_t begin = units * piece / pieces, end = units * (piece + 1) / pieces;
-    if (begin < end && !run(begin, end)) throw std::runtime_error("no memory for a window");
-  }
-}
 
 // sizes: B, C, H, W, Ho, Wo
 FlowWarpBackwardParams params_of(Blocks& blocks, std::array<int64_t, 6> sizes, bool channels_last,
