@@ -7,13 +7,10 @@ by native/build.py; what is tried on them is decided in test_flow_warp_emulated*
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import numpy as np
-import pytest
-from native import build
+from native.kernels import ORDERS, accumulate, narrow, widen
 
 EMULATED = (
     "csrc/flow_warp/flow_warp_cuda.cu",
@@ -21,22 +18,12 @@ EMULATED = (
     "csrc/flow_warp/flow_warp_sort_cuda.cu",
     "tests/native/flow_warp_bindings.cpp",
 )
-SCHEDULES = ("forward", "reverse", "random:7", "greedy-reverse")
-ORDERS = tuple(itertools.product(SCHEDULES, (0xFF, 0x00)))
-DTYPES = ("float64", "float32", "float16", "bfloat16")
 MODES = ("bilinear", "nearest")
 PADDINGS = ("border", "zeros", "reflection")
 FLOWS = ("smooth", "random", "zero", "whole", "far", "huge", "broken", "one cell")
 # Rounding of a result of size 1: one unit of the last place for 16-bit storage, sums of at most 1e3 terms else.
 TOLERANCE = {"float64": 2e-14, "float32": 5e-6, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 GRADIENTS = ("image", "flow", "mask", "painted")
-
-
-def load_or_skip(name: str, sources: Sequence[str]) -> ModuleType:
-    try:
-        return build.load(name, sources)
-    except build.NativeUnavailable as reason:
-        pytest.skip(str(reason))
 
 
 def reset(native):
@@ -47,28 +34,6 @@ def reset(native):
 
 def policy(native, wide=False, scratch=64 << 20, blocks=528, atomics_below=32):
     native.set_policy(0 if wide else 2**31 - 2**20, scratch, blocks, atomics_below)
-
-
-# ---- storage: every array the kernels see is of the dtype's own bits ----
-
-
-def accumulate(dtype):
-    return np.float64 if dtype == "float64" else np.float32
-
-
-def narrow(values, dtype):
-    if dtype != "bfloat16":
-        with np.errstate(over="ignore"):
-            return np.asarray(values).astype(dtype)
-    bits = np.asarray(values, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
-
-
-def widen(stored, dtype):
-    if dtype == "bfloat16":
-        stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float64)
 
 
 def lay(array, last):

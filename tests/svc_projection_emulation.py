@@ -1,7 +1,7 @@
-"""Decides what svc_projection must compute, in numpy's float64, and how tests call its CUDA kernels on numpy arrays.
+"""Decides what svc_projection must compute, in numpy's float64, and how tests call its kernels on numpy arrays.
 
 A Weight is one matrix of a call, laid in memory in one of LAYOUTS. What is tried is decided in
-test_svc_projection_emulated.py; arrays and orders of execution are those of flow_warp_emulation.py.
+test_svc_projection_emulated.py and test_svc_projection_cpu_native.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from flow_warp_emulation import narrow, widen
+from native.kernels import narrow, widen
 
 EMULATED = (
     "csrc/svc_projection/svc_projection_cuda.cu",

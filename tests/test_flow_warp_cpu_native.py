@@ -7,30 +7,11 @@ reference is in flow_warp_emulation.py.
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-import threading
 
 import numpy as np
 import pytest
-from flow_warp_emulation import (
-    DTYPES,
-    EMULATED,
-    FLOWS,
-    GRADIENTS,
-    MODES,
-    PADDINGS,
-    Case,
-    accumulate,
-    assert_close,
-    load_or_skip,
-    narrow,
-    reference,
-    summary,
-    widen,
-)
-from native import build
+from flow_warp_emulation import EMULATED, FLOWS, GRADIENTS, MODES, PADDINGS, Case, assert_close, reference, summary
+from native.kernels import DTYPES, ISAS, accumulate, compiling, load_or_skip, narrow, output_of, widen
 
 SOURCES = (
     "csrc/flow_warp/flow_warp_cpu.cpp",
@@ -47,7 +28,6 @@ SHAPES = (
     *((1, 4, 15, 4, 16), (1, 5, 16, 3, 15), (2, 4, 17, 5, 17), (1, 3, 33, 2, 33), (1, 7, 16, 11, 33)),
     *((1, 3, 131, 3, 131), (2, 5, 6, 2, 131), (1, 4, 140, 9, 17), (1, 2, 128, 2, 129), (1, 40, 5, 23, 8)),
 )
-ISAS = ("baseline", "avx2", "avx512")
 
 
 @pytest.fixture(scope="module")
@@ -181,23 +161,15 @@ def small_set(native):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("variant", ("plain", "asan"))
-def test_instruction_sets(native, sanitized, monkeypatch, variant, isa):
+def test_instruction_sets(native, variants, monkeypatch, variant, isa):
     monkeypatch.setenv("VGKERNELS_CPU_ISA", isa)
-    if variant == "asan":
-        sanitized.join()
-        done = build.run_sanitized(variant, SMALL_SET)
-    else:
-        environment = dict(os.environ, PYTHONPATH=str(build.ROOT / "tests"))
-        done = subprocess.run([sys.executable, "-c", SMALL_SET], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr[-4000:]
-    if done.stdout.strip() != isa:
+    if variant in variants:
+        variants[variant].join()
+    if output_of(variant, SMALL_SET) != isa:
         pytest.skip(f"this processor has no {isa}")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def sanitized(native):
-    """Compiles the sanitized module while the other tests run."""
-    thread = threading.Thread(target=build.build, args=("flow_warp_cpu_native", SOURCES, "asan"))
-    thread.start()
-    yield thread
-    thread.join()
+def variants(native):
+    with compiling("flow_warp_cpu_native", SOURCES, "asan") as threads:
+        yield threads

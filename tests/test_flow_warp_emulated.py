@@ -11,24 +11,20 @@ import itertools
 import numpy as np
 import pytest
 from flow_warp_emulation import (
-    DTYPES,
     EMULATED,
     FLOWS,
     GRADIENTS,
     MODES,
-    ORDERS,
     PADDINGS,
     Case,
     assert_close,
     check_emulated,
-    load_or_skip,
-    narrow,
     policy,
     reference,
     reset,
     summary,
-    widen,
 )
+from native.kernels import DTYPES, ORDERS, load_or_skip, narrow, widen
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,10 @@ Run by the emulator on numpy arrays; values are in test_flow_warp_emulated.py.
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
-from flow_warp_emulation import DTYPES, EMULATED, ORDERS, Case, axis, check_emulated, load_or_skip, policy, reset
-from native import build
+from flow_warp_emulation import EMULATED, Case, axis, check_emulated, policy, reset
+from native.kernels import DTYPES, ORDERS, compiling, load_or_skip, output_of
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,8 @@ def test_all_pixels_in_one_cell(native):
 SANITIZED = """
 import itertools
 import flow_warp_emulation as t
-native = t.build.load("flow_warp_emulated", t.EMULATED)
+from native import build
+native = build.load("flow_warp_emulated", t.EMULATED)
 for dtype, last, size in itertools.product({dtypes}, (False, True), {sizes}):
     for padding, wide in (("border", False), ("zeros", True), ("reflection", False)):
         t.policy(native, wide=wide, blocks=3, atomics_below=10**6)
@@ -83,19 +82,11 @@ print("came to the end")
 )
 def test_sanitizers_are_silent(variants, variant, dtypes, sizes, orders):
     variants[variant].join()
-    done = build.run_sanitized(variant, SANITIZED.format(dtypes=dtypes, sizes=sizes, orders=orders))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "came to the end\n", ""), done.stderr[-4000:]
+    code = SANITIZED.format(dtypes=dtypes, sizes=sizes, orders=orders)
+    assert output_of(variant, code) == "came to the end"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def variants(emulated):
-    """Compiles the sanitized modules while the other tests run."""
-    threads = {
-        variant: threading.Thread(target=build.build, args=("flow_warp_emulated", EMULATED, variant))
-        for variant in ("asan", "tsan")
-    }
-    for thread in threads.values():
-        thread.start()
-    yield threads
-    for thread in threads.values():
-        thread.join()
+    with compiling("flow_warp_emulated", EMULATED, "asan", "tsan") as threads:
+        yield threads

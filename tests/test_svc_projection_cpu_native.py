@@ -7,15 +7,10 @@ spectra and the definition are in svc_projection_emulation.py.
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-import threading
 
 import numpy as np
 import pytest
-from flow_warp_emulation import load_or_skip
-from native import build
+from native.kernels import ISAS, compiling, load_or_skip, output_of
 from svc_projection_emulation import CLIPPED, INSIDE, LAYOUTS, NONFINITE, SPECTRA, Weight, check, project, weights_of
 
 SOURCES = (
@@ -23,7 +18,6 @@ SOURCES = (
     "csrc/common/cpu_isa.cpp",
     "tests/native/svc_projection_cpu_bindings.cpp",
 )
-ISAS = ("baseline", "avx2", "avx512")
 SPLITS = ((1, True), (2, False), (3, True), (7, False), (10**4, True))  # pieces, reversed
 # Around the strips of 16 and 8, the reflections of 16, and several panels of columns (1536 for 64 rows of float32).
 SHAPES = ((1, 1), (1, 40), (2, 2), (15, 17), (16, 16), (17, 40), (33, 33), (48, 100))
@@ -133,23 +127,15 @@ def small_set(native):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("variant", ("plain", "asan"))
-def test_instruction_sets(native, sanitized, monkeypatch, variant, isa):
+def test_instruction_sets(native, variants, monkeypatch, variant, isa):
     monkeypatch.setenv("VGKERNELS_CPU_ISA", isa)
-    if variant == "asan":
-        sanitized.join()
-        done = build.run_sanitized(variant, SMALL_SET)
-    else:
-        environment = dict(os.environ, PYTHONPATH=str(build.ROOT / "tests"))
-        done = subprocess.run([sys.executable, "-c", SMALL_SET], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr[-4000:]
-    if done.stdout.strip() != isa:
+    if variant in variants:
+        variants[variant].join()
+    if output_of(variant, SMALL_SET) != isa:
         pytest.skip(f"this processor has no {isa}")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def sanitized(native):
-    """Compiles the sanitized module while the other tests run."""
-    thread = threading.Thread(target=build.build, args=("svc_projection_cpu_native", SOURCES, "asan"))
-    thread.start()
-    yield thread
-    thread.join()
+def variants(native):
+    with compiling("svc_projection_cpu_native", SOURCES, "asan") as threads:
+        yield threads

@@ -5,12 +5,9 @@ The reference is in svc_projection_emulation.py; how the emulator schedules is d
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
-from flow_warp_emulation import ORDERS, load_or_skip
-from native import build
+from native.kernels import ORDERS, compiling, load_or_skip, output_of
 from svc_projection_emulation import (
     CLIPPED,
     EMULATED,
@@ -289,19 +286,10 @@ print("came to the end")
 def test_sanitizers_are_silent(variants, variant, dtypes, orders, rounds, layers):
     variants[variant].join()
     code = SANITIZED.format(dtypes=dtypes, orders=orders, rounds=rounds, layers=layers)
-    done = build.run_sanitized(variant, code)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "came to the end\n", ""), done.stderr[-4000:]
+    assert output_of(variant, code) == "came to the end"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def variants(emulated):
-    """Compiles the sanitized modules while the other tests run."""
-    threads = {
-        variant: threading.Thread(target=build.build, args=("svc_projection_emulated", EMULATED, variant))
-        for variant in ("asan", "tsan")
-    }
-    for thread in threads.values():
-        thread.start()
-    yield threads
-    for thread in threads.values():
-        thread.join()
+    with compiling("svc_projection_emulated", EMULATED, "asan", "tsan") as threads:
+        yield threads
