@@ -147,6 +147,7 @@ BAD_NATIVE = [
 class SvcProjectionSuite(OpSuite):
     op = "svc_projection"
     samples = SAMPLES
+    empty: list[Sample] = []  # noqa: RUF012
     test_empty = None  # an empty weight is bad input
     bad = BAD
     bad_native = BAD_NATIVE
