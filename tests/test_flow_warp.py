@@ -13,6 +13,7 @@ from flow_warp_samples import DTYPES, MODES, PADDINGS, BlendSuite, PlainSuite, g
 from hypothesis import given, settings, strategies as st
 from op_suite import DEVICES, needs_native
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import vgkernels
 from vgkernels import flow_warp, flow_warp_blend, flow_warp_blend_reference, flow_warp_reference
@@ -26,6 +27,17 @@ class TestFlowWarp(PlainSuite):
 
 class TestFlowWarpBlend(BlendSuite):
     pass
+
+
+def test_non_reentrant_checkpoint() -> None:
+    suite = BlendSuite()
+    case = suite.cast(suite.samples[0], torch.float64)
+    options, tensors = case.options, tuple(case.tensors)
+    want = suite.run(suite.call, case)
+    got = suite.run(
+        lambda s: checkpoint(flow_warp_blend, *(s.tensors[k] for k in tensors), **options, use_reentrant=False), case
+    )
+    suite.assert_close(got, want, torch.float64)
 
 
 @needs_native

@@ -74,15 +74,15 @@ def test_each_layer_is_clipped_as_its_matrix(layer: str) -> None:
 
 @pytest.mark.parametrize("make", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
 def test_batch_norm(make: Any) -> None:
-    norm = make(6)
+    norm = make(7)
     with torch.no_grad():
-        norm.running_var.copy_(torch.tensor([4.0, 4.0, 4.0, 4.0, 0.25, 0.0]))
-        norm.weight.copy_(torch.tensor([3.0, -1.0, 0.5, 0.01, 1.0, 1.0]))
+        norm.running_var.copy_(torch.tensor([4.0, 4.0, 4.0, 4.0, 0.25, 0.0, -1e-9]))
+        norm.weight.copy_(torch.tensor([3.0, -1.0, 0.5, 0.01, 1.0, 1.0, 1.0]))
         norm.bias.fill_(9)
-    model = nn.Sequential(nn.Linear(6, 6), norm)
+    model = nn.Sequential(nn.Linear(6, 7), norm)
     off = copy.deepcopy(model)
     assert SingularValueClipping(model, every=1).step() is not None
-    torch.testing.assert_close(norm.weight, torch.tensor([2.0, 0.02, 0.5, 0.02, 0.5, 0.0]), rtol=0, atol=1e-7)
+    torch.testing.assert_close(norm.weight, torch.tensor([2.0, 0.02, 0.5, 0.02, 0.5, 0.0, 0.0]), rtol=0, atol=1e-7)
     assert norm.bias.eq(9).all()
     SingularValueClipping(off, every=1, batch_norm=False).step()
     assert off[1].weight[0] == 3
@@ -132,15 +132,27 @@ def test_moved_and_cast_modules_and_low_precision() -> None:
             assert parameter.dim() < 2 or largest_value(parameter.detach().flatten(1)) <= 1 + above
 
 
+def parametrized(layer: nn.Module) -> nn.Module:
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Softplus())
+    return layer
+
+
 REFUSED = {
     "no module": (lambda: 3, {}, TypeError, "expected module to be a torch.nn.Module, got int"),
     "no layer": (nn.ReLU, {}, ValueError, "expected a module with linear, convolution or batch norm layers, got none"),
     "every": (small_critic, {"every": 0}, ValueError, "expected every to be an int > 0, got 0"),
     "bound": (small_critic, {"bound": "exact"}, ValueError, "expected bound to be one of 'reshaped', 'patch', got 'ex"),
-    "c": (small_critic, {"max_singular_value": 0}, ValueError, "expected max_singular_value from 1e-60 to 1e60, got 0"),
+    "c": (small_critic, {"max_singular_value": 0}, ValueError, "expected max_singular_value from 1e-30 to 1e30, got 0"),
     "lazy": (small_critic, {"lazy": 1.0}, ValueError, r"expected lazy < 1, 0\.weight's bound, got 1\.0"),
     "lazy, patch": (small_critic, {"lazy": 0.4, "bound": "patch"}, ValueError, "expected lazy < 0.353553, 0.weight's"),
-    "no margin": (small_critic, {"lazy": 0}, ValueError, "expected lazy from 1e-60 to 1e60, got 0"),
+    "no margin": (small_critic, {"lazy": 0}, ValueError, "expected lazy from 1e-30 to 1e30, got 0"),
+    "patch, c": (small_critic, {"max_singular_value": 1e-30, "bound": "patch"}, ValueError,
+        r"expected the bound of 0\.weight from 1e-30 to 1e30, got"),
+    "batch_norm": (small_critic, {"batch_norm": 1}, TypeError, "expected batch_norm to be a bool, got int"),
+    "LazyBatchNorm2d": (lambda: nn.Sequential(nn.Conv2d(3, 3, 3), nn.LazyBatchNorm2d()), {}, ValueError,
+        "expected 1.weight to be initialised, got a lazy one"),
+    "batch norm's parametrization": (lambda: nn.Sequential(nn.Linear(3, 3), parametrized(nn.BatchNorm1d(3))), {},
+        ValueError, "expected 1.weight to be a parameter, got one that a parametrization computes"),
     "LazyLinear": (lambda: nn.Sequential(nn.LazyLinear(3)), {}, ValueError, "expected 0.weight to be initialised, got"),
     "LazyConv2d": (lambda: nn.LazyConv2d(3, 3), {}, ValueError, "expected weight to be initialised, got a lazy one"),
     "LeakyReLU": (lambda: nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(1.5)), {}, ValueError, "expected slopes of at"),
@@ -178,9 +190,8 @@ def test_not_finite_names_the_layer_and_changes_nothing(lazy: float | None) -> N
             scaled(model, seed=1)
         model.state_dict()[name].view(-1)[0] = math.nan
         before = copy.deepcopy(model.state_dict())
-        bad = name.replace("running_var", "weight")
         with pytest.raises(
-            RuntimeError, match=f"SingularValueClipping: expected finite weights, got NaN or Inf in {bad};"
+            RuntimeError, match=f"SingularValueClipping: expected finite weights, got NaN or Inf in {name};"
         ):
             clipping.step()
         for key, tensor in model.state_dict().items():
@@ -302,6 +313,40 @@ def test_a_resumed_run_has_the_same_bits(options: dict[str, Any]) -> None:
     assert (again.calls, again.checks, again.certified_runs) == (17, clipping.checks, clipping.certified_runs)
     with pytest.raises(ValueError, match=r"expected the keys of state_dict\(\), got others or none for \['calls'\]"):
         again.load_state_dict({k: v for k, v in state.items() if k != "calls"})
+    with pytest.raises(TypeError, match="SingularValueClipping: expected state to be a dict, got NoneType"):
+        again.load_state_dict(None)
+
+
+@pytest.mark.parametrize("change", ["bound", "margin", "resumed"])
+def test_lazy_sees_another_bound_or_margin(change: str) -> None:
+    layer = scaled(nn.Linear(6, 6))
+    clipping = SingularValueClipping(layer, lazy=0.1)
+    clipping.step()  # to 0.9
+    if change == "resumed":
+        state, clipping = clipping.state_dict(), SingularValueClipping(layer, max_singular_value=0.5, lazy=0.1)
+        clipping.load_state_dict(state)
+    elif change == "bound":
+        clipping.max_singular_value = 0.5
+    else:
+        clipping.lazy = 0.8
+        assert len(clipping.step()) == 0
+        with torch.no_grad():
+            layer.weight.mul_(
+                1.0 + 0.3 / layer.weight.norm()
+            )  # moved by 0.3: within that margin, not within the copy's
+    assert clipping.step().clipped[0] > 0
+    assert largest_value(layer.weight) <= (0.4 if change != "margin" else 0.2) * (1 + 4e-6)
+    assert len(clipping.step()) == 0
+
+
+def test_lazy_sees_that_another_matrix_of_the_weight_is_bounded() -> None:
+    layer = scaled(nn.ConvTranspose2d(4, 6, 3, 3))
+    clipping = SingularValueClipping(layer, lazy=0.1)
+    clipping.step()
+    again = SingularValueClipping(layer, lazy=0.1, bound="patch")
+    again.load_state_dict(clipping.state_dict())
+    again.step()
+    assert largest_value(layer.weight.flatten(1)) <= 1
 
 
 def test_batch_norm_waits_for_a_refusal_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from svc_projection_samples import (
     with_values,
 )
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import vgkernels
 from vgkernels import svc_projection, svc_projection_reference
@@ -48,6 +49,31 @@ class TestSvcProjection(SvcProjectionSuite):
     @needs_native
     def test_autocast(self, sample: Sample, device: str) -> None:
         super().test_autocast(sample, device)
+
+
+@needs_native
+def test_non_reentrant_checkpoint() -> None:
+    weight, (g,) = hard_case("to 3.9", 6, 9).clone(), directions(hard_case("to 3.9", 6, 9), 1)
+    leaf = weight.clone().requires_grad_()
+    checkpoint(svc_projection, leaf, use_reentrant=False).backward(g)
+    assert torch.equal(leaf.grad, derivative(weight, g))
+
+
+@needs_native
+@pytest.mark.parametrize("dim", [0, 1])
+def test_compile_with_dynamic_shapes_of_convolutions(dim: int) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda w: svc_projection(w, dim=dim).sin(), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for shape in ((4, 3, 5), (6, 7, 8), (5, 4, 3, 2)):
+        weight = torch.randn(shape, generator=generator(4), dtype=torch.float64)
+        leaf, want = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+        got = compiled(leaf)
+        got.sum().backward()
+        svc_projection(want, dim=dim).sin().sum().backward()
+        torch.testing.assert_close(got, svc_projection(weight, dim=dim).sin(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(leaf.grad, want.grad, rtol=0, atol=1e-12)
 
 
 # ---- values ----

@@ -98,6 +98,15 @@ def test_far_outside(native, dtype, scale):
     check(native, [Weight(scale * weight.values, dtype)])
 
 
+@pytest.mark.parametrize("scale", (0.9999999, 1.1, 2.3))
+@pytest.mark.parametrize("shape", ((1, 1000), (1, 40000), (2, 8192), (16, 6144), (33, 4096), (128, 512), (300, 301)))
+@pytest.mark.parametrize("dtype", ("float64", "float32"))
+def test_equal_terms_do_not_pile_up_their_rounding(native, dtype, shape, scale):
+    """Sums of equal terms round the same way each time: constant weights, and those after Adam's first step."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], shape)
+    check(native, [Weight(scale * v / np.linalg.norm(v, 2), dtype) for v in (np.ones(shape), signs)])
+
+
 def test_what_is_inside_is_reported_by_an_upper_bound(native):
     (weight,) = weights_of("few above 1", ((17, 40),))
     small = Weight(0.01 * weight.values)

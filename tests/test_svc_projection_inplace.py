@@ -25,7 +25,7 @@ from svc_projection_samples import (
 )
 from torch import Tensor
 
-from vgkernels import _native, svc_projection_
+from vgkernels import _native, svc_projection_, svc_projection_inplace
 
 law = settings(max_examples=40)
 ALGORITHMS = [pytest.param("auto", marks=needs_native), "svd"]
@@ -245,7 +245,7 @@ def test_algorithms_agree(algorithm: str) -> None:
 
 def test_patch_bound_divides_by_the_overlap() -> None:
     weights = [torch.eye(4)[:, :, None, None].repeat(1, 1, 3, 3) * 10 for _ in range(3)]
-    svc_projection_(weights, 2.0, bound="patch", strides=[1, (1, 3), 2], dilations=[1, 1, (2, 1)])
+    svc_projection_(weights, 2.0, bound="patch", strides=[1, (1, 3), 2], dilations=[None, 1, (2, 1)])
     for weight, patches in zip(weights, (9, 3, 6), strict=True):
         assert largest_value(weight.flatten(1)) == pytest.approx(2 / math.sqrt(patches), rel=1e-5)
     for options, patches in (({}, 9), ({"strides": 2}, 4), ({"strides": (3, 3), "dilations": 2}, 1)):
@@ -277,7 +277,7 @@ def test_not_finite_anywhere_changes_nothing(value: float, algorithm: str) -> No
         weights = critic()
         weights[i].view(-1)[place] = value
         assert all(unchanged(weights, call))
-    for place in (value, 1e100):  # whose fourth power overflows
+    for place in (value, 1e100, 1e75):  # the last at the edge of the kernels' range
         weights = [weight.double() if j % 2 else weight for j, weight in enumerate(critic())]  # two groups
         weights[i := 3].view(-1)[5] = place
         assert all(unchanged(weights, call))
@@ -316,7 +316,7 @@ BAD = {
     "expanded": (lambda w: ([w[0], w[1][:1].expand(4, 6)], {}), ValueError, r"expected weights\[1\] without elements"),
     "overlapping": (lambda w: ([w[0], w[1].as_strided((4, 5), (3, 1))], {}), ValueError, r"expected weights\[1\] with"),
     "twice": (lambda w: ([w[0], w[1], w[0]], {}), ValueError, r"expected weights that don't .* weights\[0\] and weigh"),
-    "bound": (lambda w: (w, {"max_singular_value": -1}), ValueError, "expected max_singular_value from 1e-60 to"),
+    "bound": (lambda w: (w, {"max_singular_value": -1}), ValueError, "expected max_singular_value from 1e-30 to"),
     "bound type": (lambda w: (w, {"max_singular_value": None}), TypeError, "expected max_singular_value to be a float"),
     "dim": (lambda w: (w, {"dim": 2}), ValueError, "expected dim from -2 to 1, got 2"),
     "dims": (lambda w: (w, {"dim": [0]}), ValueError, "expected dim to be an int or one for each of 2 weights"),
@@ -326,8 +326,15 @@ BAD = {
     "strides alone": (lambda w: (w, {"strides": 2}), ValueError, "expected strides and dilations only with bound='pat"),
     "patch, dim 1": (lambda w: (w, {"bound": "patch", "dim": [0, 1]}), ValueError, "expected dim 0 for bound='patch'"),
     "list of strides": (lambda w: (w, {"bound": "patch", "strides": [1]}), ValueError, "expected a list of strides to"),
-    "stride's axes": (lambda w: (w, {"bound": "patch", "strides": (1, 1)}), ValueError, "expected stride to be an int"),
-    "stride 0": (lambda w: (w, {"bound": "patch", "strides": 0}), ValueError, "expected stride of ints > 0, got 0"),
+    "stride's axes": (lambda w: (w, {"bound": "patch", "strides": (1, 1)}), ValueError, "expected strides to be an"),
+    "stride 0": (lambda w: (w, {"bound": "patch", "strides": 0}), ValueError, "expected strides of ints > 0, got 0"),
+    "stride's dilation": (lambda w: (w, {"bound": "patch", "dilations": 0}), ValueError, "expected dilations of ints"),
+    "bound of a patch": (lambda w: ([w[0], w[1][..., None].expand(4, 6, 2).contiguous()], {
+        "bound": "patch", "max_singular_value": 1e-30}), ValueError, r"expected the bound of weights\[1\] from"),
+    "columns in common": (lambda w: ([w[0], w[1][:, :4], w[1][:, 2:]], {}), ValueError,
+        r"expected weights that don't share memory, got weights\[1\] and weights\[2\]"),
+    "rows in common": (lambda w: ([w[1], w[0], w[1][1:]], {}), ValueError, r".*got weights\[0\] and weights\[2\]"),
+    "bytes in common": (lambda w: ([w[0], w[0].view(torch.bfloat16)[:, 3:]], {}), ValueError, r".*weights\[0\] and w"),
 }  # fmt: skip
 
 
@@ -343,6 +350,23 @@ def test_bad_input_is_refused_before_anything_is_written(case: str) -> None:
         with pytest.raises(error, match=f"^svc_projection_: {match}"):
             svc_projection_(given, **options)
 
+    assert all(unchanged(weights, call))
+
+
+def test_a_later_group_that_fails_leaves_the_first_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [weight.double() if i % 2 else weight for i, weight in enumerate(critic())]
+    view = svc_projection_inplace.matrix_view
+
+    def fails(weight: Tensor, dim: int) -> Tensor | None:
+        if weight.dtype == torch.float64:
+            raise MemoryError
+        return view(weight, dim)
+
+    def call() -> None:
+        with pytest.raises(MemoryError):
+            svc_projection_(weights)
+
+    monkeypatch.setattr(svc_projection_inplace, "matrix_view", fails)
     assert all(unchanged(weights, call))
 
 

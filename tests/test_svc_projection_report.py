@@ -19,6 +19,7 @@ def test_report_says_what_happened() -> None:
     lines = repr(report).splitlines()
     assert lines[:2] == ["SVCReport of 3 weights", "  weights[0]: 2 clipped, largest 3"]
     assert lines[2].startswith("  weights[1]: inside, largest <= 0.5")
+    assert "largest <= 1.000003" in repr(SVCReport("", ["w"], [([0], torch.tensor([[0, 0, 1.0000029, 1]]))], True))
     assert lines[3] == "  weights[2]: NaN or Inf, left as it was"
 
 

@@ -282,9 +282,10 @@ class _FlowWarp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> Any:
         needs = ctx.needs_input_grad[:4]
-        again = needs_function(grad_out, *ctx.saved_tensors)  # else a second Function costs more than a small backward
+        tensors = ctx.saved_tensors  # once: non-reentrant checkpoints give them out no second time
+        again = needs_function(grad_out, *tensors)  # else a second Function costs more than a small backward
         gradients = (_FlowWarpBackward.apply if again else _FlowWarpBackward.forward)(
-            grad_out, *ctx.saved_tensors, *ctx.options, *needs
+            grad_out, *tensors, *ctx.options, *needs
         )
         return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), None, None
 

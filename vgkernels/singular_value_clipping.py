@@ -44,7 +44,9 @@ class SingularValueClipping:
     | BatchNorm1-3d, SyncBatchNorm | clamps its weight to [0.01 s, s], s = sqrt(running_var), if it has both |
     | LeakyReLU, PReLU | nothing: a slope beyond 1 is refused at construction |
 
-    Biases and all other layers are left alone. A weight that several layers share is clipped once, to the least bound.
+    Biases and all other layers are left alone, as are embeddings, recurrent layers, Bilinear and the in_proj_weight of
+    MultiheadAttention; other activations are not looked at. A weight that several layers share is clipped once, to the
+    least bound.
 
     Args:
         module: the critic. Its weights are looked up at each step, so it may be moved or cast meanwhile.
@@ -66,6 +68,7 @@ class SingularValueClipping:
             to go through the certified projection.
 
     Raises:
+        TypeError: no module, a bound that is no number, a batch_norm that is no bool.
         ValueError: options that don't fit, no layer to clip, an uninitialised lazy layer, a weight that spectral_norm,
             weight_norm or another parametrization computes, LeakyReLU or PReLU with a slope beyond 1.
         RuntimeError: from `step()`, a weight with NaN or Inf; nothing is modified. On CUDA as in `svc_projection_`.
@@ -95,19 +98,23 @@ class SingularValueClipping:
             raise TypeError(f"{_OP}: expected module to be a torch.nn.Module, got {type(module).__name__}")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"{_OP}: expected every to be an int > 0, got {every!r}")
+        if not isinstance(batch_norm, bool):
+            raise TypeError(f"{_OP}: expected batch_norm to be a bool, got {type(batch_norm).__name__}")
         check_bound(_OP, max_singular_value)
         check_option(_OP, "bound", bound, ("reshaped", "patch"))
         self.module, self.every, self.lazy = module, every if lazy is None else 1, lazy
         self.max_singular_value, self.batch_norm, self.bound = float(max_singular_value), batch_norm, bound
         self.calls = self.checks = self.certified_runs = 0
         self._copies: dict[str, Tensor] = {}
+        self._clipped: dict[str, tuple[int, float]] = {}  # of each copy: dim, and what its singular values are within
         for name, layer in module.named_modules():
             _check_layer(name, layer, bound)
-        matrices = self._matrices()
-        if not matrices and not self._norms():
+        matrices, norms = self._matrices(), self._norms()
+        if not matrices and not norms:
             raise ValueError(f"{_OP}: expected a module with linear, convolution or batch norm layers, got none")
         for matrix in matrices:
             check_weight(_OP, matrix.name, matrix.weight, matrix.dim)
+            check_bound(_OP, matrix.bound, f"the bound of {matrix.name}")
             if lazy is not None:
                 check_bound(_OP, lazy, "lazy")
                 if lazy >= matrix.bound:
@@ -123,39 +130,50 @@ class SingularValueClipping:
         if self.calls % self.every:
             return None
         norms = self._norms()
-        bad = [name for name, *tensors in norms if not all(t.is_cuda or t.isfinite().all() for t in tensors)]
+        bad = [
+            f"{name}.{kind}".lstrip(".")
+            for name, *tensors in norms
+            for kind, tensor in zip(("weight", "running_var"), tensors, strict=True)
+            if not (tensor.is_cuda or tensor.isfinite().all())
+        ]
         if bad:
             raise nonfinite_error(_OP, bad)
         matrices = self._matrices()
-        due = matrices if self.lazy is None else [matrix for matrix in matrices if self._has_moved(matrix, self.lazy)]
+        due = matrices if self.lazy is None else [matrix for matrix in matrices if self._has_moved(matrix)]
+        bounds = [matrix.bound - (self.lazy or 0) for matrix in due]
         report = clip_in_place(
             _OP,
             [matrix.name for matrix in due],
             [matrix.weight for matrix in due],
             [matrix.dim for matrix in due],
-            [matrix.bound - (self.lazy or 0) for matrix in due],
+            bounds,
         )
         if self.lazy is not None:
             self.checks, self.certified_runs = self.checks + len(matrices), self.certified_runs + len(due)
             self._copies |= {matrix.name: matrix.weight.detach().clone() for matrix in due}
+            self._clipped |= {matrix.name: (matrix.dim, bound) for matrix, bound in zip(due, bounds, strict=True)}
         for _, gamma, variance in norms:
-            std = variance.sqrt().to(gamma.dtype)
+            std = variance.clamp(min=0).sqrt().to(gamma.dtype)
             clamped = gamma.clamp(min=0.01 * std, max=std)
             gamma.copy_(torch.where(report.refused(gamma.device), gamma, clamped))
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to take the same steps: counts, and the copies of `lazy`."""
+        """What a resumed run needs to take the same steps: counts, and the copies of `lazy` with their bounds."""
         counts = {name: getattr(self, name) for name in ("calls", "checks", "certified_runs")}
-        return counts | {"copies": {name: copy.clone() for name, copy in self._copies.items()}}
+        copies = {name: copy.clone() for name, copy in self._copies.items()}
+        return counts | {"copies": copies, "clipped": dict(self._clipped)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up where the `state_dict()` of an instance with the same arguments left off."""
-        missing = {"calls", "checks", "certified_runs", "copies"} ^ state.keys()
+        """Takes up where the `state_dict()` of an instance left off; `lazy` sees where its arguments were others."""
+        if not isinstance(state, dict):
+            raise TypeError(f"{_OP}: expected state to be a dict, got {type(state).__name__}")
+        missing = {"calls", "checks", "certified_runs", "copies", "clipped"} ^ state.keys()
         if missing:
             raise ValueError(f"{_OP}: expected the keys of state_dict(), got others or none for {sorted(missing)}")
         self.calls, self.checks, self.certified_runs = (state[k] for k in ("calls", "checks", "certified_runs"))
         self._copies = {name: copy.clone() for name, copy in state["copies"].items()}
+        self._clipped = dict(state["clipped"])
 
     def _matrices(self) -> list[_Matrix]:
         """One for each weight, or for each group of a grouped one; a shared weight at its first place."""
@@ -178,23 +196,24 @@ class SingularValueClipping:
         return [matrix for entry in found.values() for matrix in _grouped(*entry)]
 
     def _norms(self) -> list[tuple[str, Tensor, Tensor]]:
-        """Name, weight and running variance of each batch norm that has both."""
+        """The layer's name, weight and running variance of each batch norm that has both."""
         layers = self.module.named_modules() if self.batch_norm else ()
         return [
-            (*_plain_weight(name, layer), layer.running_var)
+            (name, _plain_weight(name, layer)[1], layer.running_var)
             for name, layer in layers
             if isinstance(layer, _BatchNorm) and layer.affine and layer.running_var is not None
         ]
 
-    def _has_moved(self, matrix: _Matrix, margin: float) -> bool:
+    def _has_moved(self, matrix: _Matrix) -> bool:
         """Whether its singular values may exceed its bound, by Weyl's inequality; true for NaN."""
         weight, copy = matrix.weight, self._copies.get(matrix.name)
-        if copy is None or (copy.shape, copy.dtype) != (weight.shape, weight.dtype):
+        dim, within = self._clipped.get(matrix.name, (-1, 0.0))
+        if copy is None or dim != matrix.dim or (copy.shape, copy.dtype) != (weight.shape, weight.dtype):
             return True
         if copy.device != weight.device:
             copy = self._copies[matrix.name] = copy.to(weight.device)
         rows = min(weight.shape[matrix.dim], weight.numel() // weight.shape[matrix.dim])
-        return not _distance(weight, copy) <= margin - tolerance(weight.dtype, rows) * (matrix.bound - margin)
+        return not _distance(weight, copy) <= matrix.bound - within * (1 + tolerance(weight.dtype, rows))
 
 
 def _grouped(name: str, weight: Tensor, dim: int, groups: int, bound: float) -> Iterator[_Matrix]:

@@ -38,13 +38,15 @@ def svc_projection(weight: Tensor, max_singular_value: float = 1.0, *, dim: int 
     Args:
         weight: two dimensions or more, float64, float32, float16 or bfloat16, of any strides. Its matrix has the size
             of dimension `dim` for rows, all others flattened for columns.
-        max_singular_value: the bound c, 1e-60 to 1e60.
+        max_singular_value: the bound c, 1e-30 to 1e30.
         dim: 0 for the weight of a linear or convolution layer, 1 for the (out, in k) matrix of a transposed one.
         impl: "native", "reference", or "auto", the kernel where there is one. Forward-mode AD has none and takes the
-            reference. Where none is loaded, "auto" warns once and takes it (VGKERNELS_REQUIRE_NATIVE=1: raises).
+            reference, whose derivative is NaN where singular values are equal. Where none is loaded, "auto" warns once
+            and takes it (VGKERNELS_REQUIRE_NATIVE=1: raises).
 
     Returns:
-        Of the shape and dtype of `weight`, dense in its order of dimensions in memory if dim is 0, else contiguous.
+        Of the shape and dtype of `weight`, dense in its order of dimensions in memory if dim is 0, else contiguous; in
+        compiled code always contiguous.
 
     Raises:
         TypeError: not a tensor, or of an integer, complex or other dtype; a bound that is no number.
@@ -139,9 +141,10 @@ class _SvcProjection(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> Any:
-        again = needs_function(grad_out, *ctx.saved_tensors)
+        (weight,) = ctx.saved_tensors  # once: non-reentrant checkpoints give it out no second time
+        again = needs_function(grad_out, weight)
         call = _SvcProjectionBackward.apply if again else torch.ops.vgkernels.svc_projection_backward
-        return call(grad_out, *ctx.saved_tensors, ctx.bound), None
+        return call(grad_out, weight, ctx.bound), None
 
 
 class _SvcProjectionBackward(torch.autograd.Function):

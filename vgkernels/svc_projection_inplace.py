@@ -22,6 +22,7 @@ from .svc_projection_matrix import (
     by_memory,
     check_bound,
     check_weight,
+    find_shared,
     matrix_view,
     overlaps,
     project_by_svd,
@@ -51,7 +52,7 @@ def svc_projection_(
         weights: a tensor or a sequence of them, of at least two dimensions: float64, float32, float16 or bfloat16, of
             any strides that do not overlap. Leaves that require grad are fine: autograd sees an in-place write. Their
             matrix has the size of dimension `dim` for rows, all others flattened for columns.
-        max_singular_value: the bound c.
+        max_singular_value: the bound c, 1e-30 to 1e30; what "patch" makes of it too.
         dim: an int, or one for each weight. 0 is the output of a linear or convolution layer; 1 clips the
             (out, in k) matrix of a transposed convolution.
         bound: "reshaped" bounds the matrix. A convolution with that matrix has an operator norm between its largest
@@ -62,7 +63,7 @@ def svc_projection_(
             stride must divide the maps' sizes and 2 * padding be at most d (k - 1); reflect and replicate padding break
             it.
         strides: the convolutions' strides for "patch": None is 1; an int or a tuple, one entry for each axis, serves
-            every weight; a list has one of those for each weight.
+            every weight; a list has one of those, or None, for each weight.
         dilations: likewise.
         nonfinite: "raise", or "skip", which leaves that weight alone and reports it.
         algorithm: "auto", the kernels where they are loaded, else "svd" after one warning; "gram", the CPU kernels
@@ -74,10 +75,10 @@ def svc_projection_(
 
     Raises:
         TypeError: not a tensor, or of an integer or complex dtype; a bound that is no number.
-        ValueError: fewer than two dimensions, no elements, overlapping strides, one tensor twice, options that don't
-            fit. Before anything is written.
-        RuntimeError: a weight holds NaN or Inf, or its Frobenius norm is above 1e75; nothing is modified in any.
-            On CUDA it is raised when the report is read, or by a later call that finds it there, or at once with
+        ValueError: fewer than two dimensions, no elements, overlapping strides, weights that share an element, options
+            that don't fit. Before anything is written.
+        RuntimeError: a weight holds NaN or Inf, or its Frobenius norm is about 1e75 or more; nothing is modified in
+            any. On CUDA it is raised when the report is read, or by a later call that finds it there, or at once with
             VGKERNELS_DEBUG=1.
 
     Arithmetic: singular values up to c (1 + tolerance) count as inside, and a weight that is inside is not written at
@@ -132,18 +133,18 @@ def patch_factor(op: str, kernel: Sequence[int], stride: Any, dilation: Any) -> 
     """sqrt of the number of patches that an input cell can lie in; `stride` and `dilation` an int or one an axis."""
     patches = 1
     for axis, k in enumerate(kernel):
-        s = _along(op, "stride", stride, axis, len(kernel))
-        d = _along(op, "dilation", dilation, axis, len(kernel))
+        s = _along(op, "strides", stride, axis, len(kernel))
+        d = _along(op, "dilations", dilation, axis, len(kernel))
         patches *= math.ceil(k / (s // math.gcd(s, d)))
     return math.sqrt(patches)
 
 
 def _each_weight(op: str, name: str, value: Any, count: int) -> Sequence[Any]:
     if not isinstance(value, list):
-        return [1 if value is None else value] * count
+        value = [value] * count
     if len(value) != count:
         raise ValueError(f"{op}: expected a list of {name} to have one entry for each of {count} weights, got {value}")
-    return value
+    return [1 if entry is None else entry for entry in value]
 
 
 def _along(op: str, name: str, value: Any, axis: int, axes: int) -> int:
@@ -169,10 +170,10 @@ def clip_in_place(
     raise_unread()
     check_option(op, "nonfinite", nonfinite, ("raise", "skip"))
     check_option(op, "algorithm", algorithm, _ALGORITHMS)
-    seen: dict[tuple[torch.device, int], str] = {}
     groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     dims = [check_weight(op, name, weight, dim) for name, weight, dim in zip(names, weights, dims, strict=True)]
-    for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
+    for i, (name, weight, bound) in enumerate(zip(names, weights, bounds, strict=True)):
+        check_bound(op, bound, f"the bound of {name}")
         if weight.is_meta:
             raise ValueError(f"{op}: expected {name} on a device that holds data, got meta")
         if overlaps(weight):
@@ -180,10 +181,12 @@ def clip_in_place(
                 f"{op}: expected {name} without elements that share memory, got shape {tuple(weight.shape)} with "
                 f"strides {weight.stride()}"
             )
-        first = seen.setdefault((weight.device, weight.data_ptr()), name)
-        if first != name:
-            raise ValueError(f"{op}: expected weights that don't share memory, got {first} and {name} at one address")
         groups.setdefault((weight.dtype, weight.device), []).append(i)
+    if shared := find_shared(weights):
+        first, second = (names[i] for i in shared)
+        raise ValueError(
+            f"{op}: expected weights that don't share memory, got {first} and {second} with an element in both"
+        )
     natives = [_takes_native(op, algorithm, device) for _, device in groups]
 
     bad: set[int] = set()
@@ -191,9 +194,10 @@ def clip_in_place(
         bad = {i for i, weight in enumerate(weights) if not _is_finite(weight)}
         if bad and nonfinite == "raise":
             raise nonfinite_error(op, [names[i] for i in sorted(bad)])
+    matrices = [_Matrix(*each) for each in zip(weights, dims, bounds, strict=True)]  # all copies before the first write
     parts = []
     for places, native in zip(groups.values(), natives, strict=True):
-        chosen = [(weights[i], dims[i], bounds[i]) for i in places]
+        chosen = [matrices[i] for i in places]
         if native:
             table = _clip_native(chosen, nonfinite == "skip")
         else:
@@ -219,48 +223,48 @@ def _takes_native(op: str, algorithm: str, device: torch.device) -> bool:
 
 
 def _is_finite(weight: Tensor) -> bool:
-    """As the kernels see it; beyond 1e75 they might overflow in float64."""
-    return float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)) <= 1e75
+    """What passes here passes in the kernels, which sum in another order and stop at 1e75, short of overflow."""
+    return float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)) <= 0.99e75
 
 
-def _matrix(weight: Tensor, dim: int) -> tuple[Tensor, bool]:
-    """The weight's matrix, and whether it is over the weight's own memory."""
-    weight = weight.detach()
-    view = matrix_view(weight, dim)
-    return (weight.permute(by_memory(weight, dim)).flatten(1).contiguous(), False) if view is None else (view, True)
+class _Matrix:
+    """A weight's matrix, over the weight's own memory where it can be, else a copy."""
+
+    def __init__(self, weight: Tensor, dim: int, bound: float) -> None:
+        weight, self.bound = weight.detach(), bound
+        self._moved, view = weight.permute(by_memory(weight, dim)), matrix_view(weight, dim)
+        self._own = view is not None
+        self.values = self._moved.flatten(1).resolve_neg().contiguous() if view is None else view
+
+    def write_back(self) -> None:
+        """Needed where the values changed."""
+        if not self._own:
+            self._moved.copy_(self.values.view(self._moved.shape))
 
 
-def _write_back(weight: Tensor, dim: int, matrix: Tensor) -> None:
-    moved = weight.detach().permute(by_memory(weight, dim))
-    moved.copy_(matrix.view(moved.shape))
-
-
-def _clip_native(chosen: Sequence[tuple[Tensor, int, float]], skip: bool) -> Tensor:
-    matrices = [_matrix(weight, dim) for weight, dim, _ in chosen]
-    bounds = [bound for *_, bound in chosen]
-    table = torch.ops.vgkernels.svc_projection_([matrix for matrix, _ in matrices], bounds, skip)
-    for i, ((weight, dim, _), (matrix, own)) in enumerate(zip(chosen, matrices, strict=True)):
-        if not own and (table.is_cuda or table[i, 0] == 1):
-            _write_back(weight, dim, matrix)
+def _clip_native(matrices: Sequence[_Matrix], skip: bool) -> Tensor:
+    values, bounds = [matrix.values for matrix in matrices], [matrix.bound for matrix in matrices]
+    table = torch.ops.vgkernels.svc_projection_(values, bounds, skip)
+    for i, matrix in enumerate(matrices):
+        if table.is_cuda or table[i, 0] == 1:
+            matrix.write_back()
     return table
 
 
 def _clip_each(
-    chosen: Sequence[tuple[Tensor, int, float]],
+    matrices: Sequence[_Matrix],
     bad: Sequence[bool],
     project: Callable[[Tensor, float, float], tuple[Tensor, Tensor]],
 ) -> Tensor:
     rows = []
-    for (weight, dim, bound), is_bad in zip(chosen, bad, strict=True):
+    for matrix, is_bad in zip(matrices, bad, strict=True):
         if is_bad:
             rows.append(torch.tensor([2, 0, math.nan, 0], dtype=torch.float64))
             continue
-        matrix, own = _matrix(weight, dim)
-        wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
-        result, row = project(wide, bound, tolerance(wide.dtype, len(wide)))
+        wide = matrix.values if matrix.values.shape[0] <= matrix.values.shape[1] else matrix.values.mT
+        result, row = project(wide, matrix.bound, tolerance(wide.dtype, len(wide)))
         rows.append(row.cpu())
         if row[0] == 1:
             wide.copy_(result)
-            if not own:
-                _write_back(weight, dim, matrix)
+            matrix.write_back()
     return torch.stack(rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,11 +31,11 @@ def check_weight(op: str, name: str, weight: Any, dim: Any) -> int:
 
 
 def check_bound(op: str, value: Any, name: str = "max_singular_value") -> None:
-    """TypeError unless `value` is a number, ValueError unless its fourth power, and its inverse's, is one too."""
+    """TypeError unless `value` is a number, ValueError unless its square, and its inverse's, are far inside float64."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{op}: expected {name} to be a float, got {type(value).__name__}")
-    if not 1e-60 <= value <= 1e60:
-        raise ValueError(f"{op}: expected {name} from 1e-60 to 1e60, got {value}")
+    if not 1e-30 <= value <= 1e30:
+        raise ValueError(f"{op}: expected {name} from 1e-30 to 1e30, got {value}")
 
 
 def tolerance(dtype: torch.dtype, rows: int) -> float:
@@ -45,8 +46,12 @@ def tolerance(dtype: torch.dtype, rows: int) -> float:
 
 
 def by_memory(weight: Tensor, dim: int) -> list[int]:
-    """Its dimensions: `dim`, then the others from the largest stride to the smallest: flattening copies less."""
-    return [dim, *sorted((d for d in range(weight.dim()) if d != dim), key=weight.stride, reverse=True)]
+    """Its dimensions: `dim`, then the others from the largest stride to the smallest: flattening copies less.
+
+    In compiled code, whose strides may be symbols that nothing can sort, the others in their own order.
+    """
+    others = [d for d in range(weight.dim()) if d != dim]
+    return [dim, *(others if torch.compiler.is_compiling() else sorted(others, key=weight.stride, reverse=True))]
 
 
 def overlaps(weight: Tensor) -> bool:
@@ -59,8 +64,45 @@ def overlaps(weight: Tensor) -> bool:
     return False
 
 
+def find_shared(weights: Sequence[Tensor]) -> tuple[int, int] | None:
+    """Two of them that have a byte in common, if any do; views that interleave without one are fine."""
+    spans = []
+    for i, weight in enumerate(weights):
+        reach = 1 + sum(stride * (size - 1) for stride, size in zip(weight.stride(), weight.shape, strict=True))
+        spans.append((str(weight.device), weight.data_ptr(), reach * weight.element_size(), i))
+    clusters: list[list[tuple[int, int, int]]] = []  # of spans that touch: index, begin, end
+    last = ("", 0)
+    for device, begin, length, i in sorted(spans):
+        if (device, begin) >= last:
+            clusters.append([])
+        clusters[-1].append((i, begin, begin + length))
+        last = max(last, (device, begin + length))
+    found = (_find_in_cluster(weights, sorted(cluster)) for cluster in clusters if len(cluster) > 1)
+    return next((pair for pair in found if pair), None)
+
+
+def _find_in_cluster(weights: Sequence[Tensor], cluster: Sequence[tuple[int, int, int]]) -> tuple[int, int] | None:
+    """By writing each weight's number where its elements lie."""
+    origin = min(begin for _, begin, _ in cluster)
+    unit = math.gcd(*(begin - origin for _, begin, _ in cluster), *(weights[i].element_size() for i, *_ in cluster))
+    owner = torch.zeros((max(end for *_, end in cluster) - origin) // unit, dtype=torch.int32, device="cpu")
+    for i, begin, _ in cluster:
+        units = weights[i].element_size() // unit
+        strides = [stride * units for stride in weights[i].stride()]
+        mine = owner.as_strided((*weights[i].shape, units), (*strides, 1), (begin - origin) // unit)
+        if first := int(mine.max()):
+            return first - 1, i
+        mine.fill_(i + 1)
+    return None
+
+
 def matrix_view(weight: Tensor, dim: int) -> Tensor | None:
-    """A weight that does not overlap as a matrix over its own memory, one stride 1; None where its strides forbid."""
+    """A weight that does not overlap as a matrix over its own memory, one stride 1; None where its strides forbid.
+
+    None for a negated view too, whose memory holds other signs.
+    """
+    if weight.is_neg():
+        return None
     rest = [d for d in by_memory(weight, dim)[1:] if weight.shape[d] > 1]
     for outer, inner in itertools.pairwise(rest):
         if weight.stride(outer) != weight.stride(inner) * weight.shape[inner]:

@@ -61,7 +61,7 @@ class SVCReport:
             if state == "clipped":
                 found = f"{clipped} clipped, largest {largest:.6g}{'' if certified else ', not certified'}"
             else:
-                found = f"inside, largest <= {largest:.6g}" if state == "inside" else "NaN or Inf, left as it was"
+                found = f"inside, largest <= {largest:.7g}" if state == "inside" else "NaN or Inf, left as it was"
             lines.append(f"  {name}: {found}")
         return "\n".join(lines)
 

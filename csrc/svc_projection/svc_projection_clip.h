@@ -199,7 +199,7 @@ Verdict clip_spectrum(A* gram, int64_t m, const SvcAim& aim, Clip<A>& out) {
   const auto squared = [](double x) { return x * x; };
   const int64_t rows = padded(m, S);
   const double most = aim.bound * (1 + aim.tolerance);
-  const Lines<A> g = square(gram, m);
+  const Lines<A> g = square<A>(gram, m);
   Scratch scratch;
   A *copy, *panels;
   double* values;
@@ -211,7 +211,7 @@ Verdict clip_spectrum(A* gram, int64_t m, const SvcAim& aim, Clip<A>& out) {
         pieces.take(values, 2 * m);
       }))
     return Verdict::no_memory;
-  const Lines<A> a = square(copy, m);
+  const Lines<A> a = square<A>(copy, m);
 
   if (rayleigh(read(g), rows, panels) < squared(most)) {
     shift(read(g), squared(most), rows, a);
@@ -247,8 +247,13 @@ Verdict clip_spectrum(A* gram, int64_t m, const SvcAim& aim, Clip<A>& out) {
   const Lines<A> u{u_data, width, S}, gu{gu_data, width, S}, ft{right, S, S * rows};
   if (!eigenvectors(read(a), m, reduced, values, k, u)) return Verdict::no_memory;
 
-  straighten(u, rows, width, energies, transposed);
   mirror(g, rows, panels);
+  if (sizeof(A) < sizeof(double)) {  // a step of subspace iteration removes what the reflections' rounding left
+    product<Into::assign>(gu, read(g), read(u), m, 0, rows, 0, width / S);
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < k; ++j) u.line(i, 0)[j] = gu.line(i, 0)[j] / A(values[j]);
+  }
+  straighten(u, rows, width, energies, transposed);
   product<Into::assign>(gu, read(g), read(u), m, 0, rows, 0, width / S);
   scale_columns(u, gu, m, k, target, values);
   const Lines<const A> f = read(transpose(read(u), rows, width, left));

@@ -12,14 +12,16 @@ namespace vgkernels {
 namespace {
 
 void check_bound(const char* op, double bound) {
-  STD_TORCH_CHECK(bound >= 1e-60 && bound <= 1e60, op, ": expected a bound between 1e-60 and 1e60, got ", bound);
+  STD_TORCH_CHECK(bound >= 1e-30 && bound <= 1e30, op, ": expected a bound between 1e-30 and 1e30, got ", bound);
 }
 
 // The matrix in `weight`, whose elements must be apart and side by side along one of its dims; or its transpose.
 SvcMatrix matrix_of(const char* op, const Tensor& weight, double bound) {
   check_rank(op, "a weight", weight, 2);
-  const int64_t m = weight.size(0), n = weight.size(1), row = m == 1 ? n : weight.stride(0),
-                column = n == 1 ? 1 : weight.stride(1);
+  const int64_t m = weight.size(0), n = weight.size(1), column = n == 1 ? 1 : weight.stride(1),
+                row = m > 1         ? weight.stride(0)
+                      : column == 1 ? n
+                                    : 1;
   STD_TORCH_CHECK(m > 0 && n > 0, op, ": expected a weight with elements, got shape ", shape_text(shape_of(weight)));
   STD_TORCH_CHECK((column == 1 && row >= n) || (row == 1 && column >= m), op,
                   ": expected a weight with one stride 1 and the other past its elements, got strides (", row, ", ",

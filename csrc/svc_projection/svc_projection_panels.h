@@ -1,7 +1,8 @@
 // Decides how a weight is read and rewritten: panel by panel, packed into lines of the arithmetic's type. The Gram
 // matrix sums over panels of columns; the correction rewrites them one by one. Compiled once per instruction set.
 
-constexpr int64_t kPanelBytes = int64_t(384) << 10;  // of a packed panel: with what it meets, it stays in a 1 MiB L2
+constexpr int64_t kPanelBytes = int64_t(1536) << 10;  // of a packed panel
+constexpr int64_t kPanelColumns = 768;                // at most: within a panel sums are kept in A
 
 VG_INLINE int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -9,17 +10,18 @@ VG_INLINE int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to;
 template <class A>
 int64_t panel_columns(int64_t rows) {
   constexpr int64_t S = kStrip<A>;
-  return std::max<int64_t>(S, kPanelBytes / int64_t(sizeof(A)) / padded(rows, S) / S * S);
+  return std::max<int64_t>(S, std::min(kPanelColumns, kPanelBytes / int64_t(sizeof(A)) / padded(rows, S) / S * S));
 }
 
-// G's layout: rows side by side, and a line more, so that a column of it does not fall into one set of the cache.
-template <class A>
-Lines<A> square(A* data, int64_t m) {
+// G's layout: rows side by side, and a line more, so that a column of it does not fall into one set of the cache. Lines
+// are those of the arithmetic A; what is summed into them may be wider.
+template <class A, class C>
+Lines<C> square(C* data, int64_t m) {
   return {data, padded(m, kStrip<A>) + kStrip<A>, kStrip<A>};
 }
 template <class A>
-int64_t square_bytes(int64_t m) {
-  return padded(m, kStrip<A>) * (padded(m, kStrip<A>) + kStrip<A>)*int64_t(sizeof(A));
+int64_t square_elements(int64_t m) {
+  return padded(m, kStrip<A>) * (padded(m, kStrip<A>) + kStrip<A>);
 }
 
 // Strips u and last - u of G are one unit: together they reach as far down as any other pair.
@@ -28,12 +30,13 @@ int64_t gram_units(int64_t m) {
   return (padded(m, kStrip<A>) / kStrip<A> + 1) / 2;
 }
 
-// Strips of units [begin, end) of G = W W^T, their rows down to the diagonal block. False: no memory for a panel.
+// Strips of units [begin, end) of G = W W^T, their rows down to the diagonal block: sums over a panel in A, over panels
+// in double. False: no memory for a panel.
 template <class A, class T>
-bool gram(const SvcMatrix& w, A* out, int64_t begin, int64_t end) {
+bool gram(const SvcMatrix& w, double* out, int64_t begin, int64_t end) {
   constexpr int64_t S = kStrip<A>;
   const int64_t strips = padded(w.rows, S) / S, depth = panel_columns<A>(w.rows);
-  const Lines<A> g = square(out, w.rows);
+  const Lines<double> g = square<A>(out, w.rows);
   const int64_t low[2] = {begin, std::min(end, strips / 2 + strips % 2)};    // [low[0], low[1])
   const int64_t high[2] = {std::max(strips - end, low[1]), strips - begin};  // and their partners
   const Scratch scratch(high[1] * S * depth * int64_t(sizeof(A)));

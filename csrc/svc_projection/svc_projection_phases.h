@@ -11,7 +11,7 @@ struct Layer {
   bool in_double = false;
   int attempts = 0;  // corrections to the bound that the certificate did not confirm
   Verdict verdict = Verdict::inside;
-  Scratch gram;
+  Scratch gram;  // in double, whatever the arithmetic
   Clip<A> own;
   Clip<double> broad;  // where in_double
 };
@@ -47,25 +47,27 @@ auto in_arithmetic(Layer<A>& layer, const F& f) {
   return layer.in_double ? f(double{}, layer.broad) : f(A{}, layer.own);
 }
 
-template <class A>
-bool has_finite_trace(const A* gram, int64_t m) {
-  double trace = 0;
-  for (int64_t i = 0; i < m; ++i) trace += double(square(const_cast<A*>(gram), m).line(i, 0)[i]);
-  return trace < (sizeof(A) < sizeof(double) ? 1e18 : 1e150);  // nor NaN; fourth powers are still to come
-}
-
 // One layer's verdict from its Gram matrix; a wider arithmetic is asked for until there is none.
 template <class A>
 Verdict judge(Layer<A>& layer, DType dtype) {
   return in_arithmetic(layer, [&](auto zero, auto& clip) {
     using G = decltype(zero);
     const SvcMatrix& w = *layer.w;
-    G* gram = static_cast<G*>(layer.gram.data());
-    if (!has_finite_trace(gram, w.rows)) return sizeof(G) < sizeof(double) ? Verdict::wider : Verdict::nonfinite;
+    const auto* sums = static_cast<const double*>(layer.gram.data());
+    double trace = 0;
+    for (int64_t i = 0; i < w.rows; ++i) trace += square<G>(sums, w.rows).line(i, 0)[i];
+    constexpr bool narrow = sizeof(G) < sizeof(double);
+    if (!(trace < (narrow ? 1e18 : 1e150)))  // nor NaN; fourth powers are still to come
+      return narrow ? Verdict::wider : Verdict::nonfinite;
+    const int64_t elements = square_elements<G>(w.rows);
+    Scratch rounded(elements * int64_t(sizeof(G)));
+    if (!rounded.data()) return Verdict::no_memory;
+    std::copy(sums, sums + elements, static_cast<G*>(rounded.data()));
+    layer.gram = Scratch();
     const double tolerance = svc_tolerance(dtype, w.rows);
     const bool carry = dtype == DType::float32 || dtype == DType::float64;  // 16-bit storage rounds too much for that
-    return clip_spectrum(gram, w.rows, {w.bound, tolerance, w.bound * (1 - layer.attempts * tolerance / 4), carry},
-                         clip);
+    return clip_spectrum(static_cast<G*>(rounded.data()), w.rows,
+                         {w.bound, tolerance, w.bound * (1 - layer.attempts * tolerance / 4), carry}, clip);
   });
 }
 
@@ -74,8 +76,9 @@ template <class T, class A>
 bool judge_all(std::vector<Layer<A>*> layers, DType dtype, const SvcParallel& parallel) {
   while (!layers.empty()) {
     for (Layer<A>* layer : layers) {
-      layer->gram = Scratch(
-          in_arithmetic(*layer, [&](auto zero, auto&) { return square_bytes<decltype(zero)>(layer->w->rows); }));
+      layer->gram = Scratch(int64_t(sizeof(double)) * in_arithmetic(*layer, [&](auto zero, auto&) {
+                              return square_elements<decltype(zero)>(layer->w->rows);
+                            }));
       if (!layer->gram.data()) return false;
     }
     share(
@@ -89,7 +92,7 @@ bool judge_all(std::vector<Layer<A>*> layers, DType dtype, const SvcParallel& pa
         [](Layer<A>& layer, int64_t begin, int64_t end) {
           return in_arithmetic(layer, [&](auto zero, auto&) {
             using G = decltype(zero);
-            return gram<G, T>(*layer.w, static_cast<G*>(layer.gram.data()), begin, end);
+            return gram<G, T>(*layer.w, static_cast<double*>(layer.gram.data()), begin, end);
           });
         });
     parallel(int64_t(layers.size()), int64_t(1) << 20, [&](int64_t begin, int64_t end) {
@@ -99,7 +102,6 @@ bool judge_all(std::vector<Layer<A>*> layers, DType dtype, const SvcParallel& pa
     std::vector<Layer<A>*> wider;
     for (Layer<A>* layer : layers) {
       if (layer->verdict == Verdict::no_memory) return false;
-      layer->gram = Scratch();
       if (layer->verdict == Verdict::wider) layer->in_double = true, wider.push_back(layer);
     }
     layers = wider;

@@ -24,41 +24,63 @@ enum class Into { assign, add, subtract };
 constexpr int kTileRows = VG_ISA_BYTES / 8;              // 8, 4 or 2 rows of C
 constexpr int kTileStrips = VG_ISA_BYTES == 64 ? 3 : 1;  // lines of C in each; 24 or 8 registers of sums
 
+// The longest sum in one register: equal terms round one way each time, which adds up to a sixteenth of kChain units.
+constexpr int64_t kChain = 64;
+
+template <class C, class A>
+VG_INLINE void store_result(C* to, Pixel<A, kStrip<A>> out, Into how) {
+  constexpr int S = kStrip<A>;
+  if constexpr (std::is_same_v<C, A>) {
+    const Pixel<A, S> old = how == Into::assign ? Pixel<A, S>{} : load_pixel<A, S>(to);
+#pragma GCC unroll 4
+    for (int i = 0; i < out.parts; ++i)
+      out.part[i] = how == Into::add        ? old.part[i] + out.part[i]
+                    : how == Into::subtract ? old.part[i] - out.part[i]
+                                            : out.part[i];
+    store_pixel(to, out);
+  } else {  // sums in C, a wider type
+    constexpr int N = VG_ISA_BYTES / int(sizeof(C));
+    A lanes[S];
+    store_pixel(lanes, out);
+#pragma GCC unroll 8
+    for (int i = 0; i < S; i += N) {
+      const Vector<C, N> more = load<C, N>(lanes + i);
+      store<C, N>(to + i, how == Into::assign ? more : load<C, N>(to + i) + more);
+    }
+  }
+}
+
 // a: K x kTileRows, x: K x kStrips lines
-template <Into how, int kStrips, class A>
-VG_INLINE void product_tile(A* c, int64_t c_row, int64_t c_strip, const A* a, int64_t a_row, const A* x, int64_t x_row,
+template <Into how, int kStrips, class C, class A>
+VG_INLINE void product_tile(C* c, int64_t c_row, int64_t c_strip, const A* a, int64_t a_row, const A* x, int64_t x_row,
                             int64_t x_strip, int64_t K) {
   using Line = Pixel<A, kStrip<A>>;
-  Line sum[kTileRows][kStrips] = {};
-  for (int64_t k = 0; k < K; ++k, a += a_row, x += x_row) {
-    Line factor[kStrips];
+  Line total[kTileRows][kStrips] = {};
+  for (int64_t first = 0; first < K; first += kChain) {
+    Line sum[kTileRows][kStrips] = {};
+    for (int64_t k = std::min(kChain, K - first); k > 0; --k, a += a_row, x += x_row) {
+      Line factor[kStrips];
 #pragma GCC unroll 4
-    for (int s = 0; s < kStrips; ++s) factor[s] = load_pixel<A, kStrip<A>>(x + s * x_strip);
+      for (int s = 0; s < kStrips; ++s) factor[s] = load_pixel<A, kStrip<A>>(x + s * x_strip);
+#pragma GCC unroll 8
+      for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 4
+        for (int s = 0; s < kStrips; ++s) add_scaled(sum[r][s], a[r], factor[s]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 4
-      for (int s = 0; s < kStrips; ++s) add_scaled(sum[r][s], a[r], factor[s]);
+      for (int s = 0; s < kStrips; ++s) add_scaled(total[r][s], A(1), sum[r][s]);
   }
-#pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r)
-#pragma GCC unroll 4
-    for (int s = 0; s < kStrips; ++s) {
-      A* to = c + r * c_row + s * c_strip;
-      Line out = sum[r][s];
-      if constexpr (how != Into::assign) {
-        const Line old = load_pixel<A, kStrip<A>>(to);
-#pragma GCC unroll 4
-        for (int i = 0; i < out.parts; ++i)
-          out.part[i] = how == Into::add ? old.part[i] + out.part[i] : old.part[i] - out.part[i];
-      }
-      store_pixel(to, out);
-    }
+    for (int s = 0; s < kStrips; ++s) store_result(c + r * c_row + s * c_strip, total[r][s], how);
 }
 
 // Rows [row, row_end) and strips [strip, strip_end) of C op= A^T X, where A is (K, rows of C) and X (K, columns of C).
-// Rows come in multiples of kStrip. The sum over K runs in one order, whatever part of C is asked for.
-template <Into how, class A>
-void product(Lines<A> c, Lines<const A> a, Lines<const A> x, int64_t K, int64_t row, int64_t row_end, int64_t strip,
+// Rows come in multiples of kStrip; C's lines are as long as A's, its type may be wider. The sum over K runs in one
+// order, whatever part of C is asked for.
+template <Into how, class C, class A>
+void product(Lines<C> c, Lines<const A> a, Lines<const A> x, int64_t K, int64_t row, int64_t row_end, int64_t strip,
              int64_t strip_end) {
   const auto columns = [&](auto strips, int64_t s) {
     for (int64_t r = row; r < row_end; r += kTileRows)
@@ -73,8 +95,8 @@ void product(Lines<A> c, Lines<const A> a, Lines<const A> x, int64_t K, int64_t 
 
 // The same for a C that is square and symmetric: strips [strip, strip_end), of each the rows down to the diagonal's
 // block of kStrip x kStrip, which is whole.
-template <Into how, class A>
-void product_upper(Lines<A> c, Lines<const A> a, Lines<const A> x, int64_t K, int64_t first_row, int64_t strip,
+template <Into how, class C, class A>
+void product_upper(Lines<C> c, Lines<const A> a, Lines<const A> x, int64_t K, int64_t first_row, int64_t strip,
                    int64_t strip_end) {
   constexpr int64_t S = kStrip<A>;
   for (int64_t s = strip; s < strip_end; s += kTileStrips) {
