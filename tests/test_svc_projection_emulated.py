@@ -53,6 +53,12 @@ def test_sixteen_bits(native, dtype, spectrum):
     check(native, weights_of(spectrum, ((16, 40), (33, 33), (1, 60)), dtype))
 
 
+@pytest.mark.parametrize("scale", (0.9999999, 1.1, 1.7))
+@pytest.mark.parametrize("shape", ((1, 8192), (16, 6144), (33, 4096)))
+def test_equal_terms_do_not_pile_up_their_rounding(native, shape, scale):
+    check(native, [Weight(scale * np.ones(shape) / np.prod(shape) ** 0.5)])
+
+
 @pytest.mark.parametrize(("m", "n"), [(70, 300), (65, 65), (3, 5000), (1, 1), (2, 2), (32, 64), (17, 600)])
 def test_shapes(native, m, n):
     """More than a tile of each kind; more than a split, and splits longer than a chain of additions."""

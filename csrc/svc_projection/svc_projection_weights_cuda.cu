@@ -7,7 +7,7 @@ namespace svc_cuda {
 namespace {
 
 constexpr int kChunk = 16;   // columns of W, or of E, that are in shared memory at a time
-constexpr int kFlush = 512;  // a chain of float additions is at most this long: 3e-7 of ||G||, 2e-6 at 4096
+constexpr int kFlush = 64;  // a chain of float additions is at most this long: equal terms round one way each time
 constexpr int kSide = 16;    // the threads are 16 x 16
 constexpr int kMost = kGramTile / kSide;
 
