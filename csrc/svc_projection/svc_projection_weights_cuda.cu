@@ -6,9 +6,9 @@ namespace vgkernels {
 namespace svc_cuda {
 namespace {
 
-constexpr int kChunk = 16;   // columns of W, or of E, that are in shared memory at a time
+constexpr int kChunk = 16;  // columns of W, or of E, that are in shared memory at a time
 constexpr int kFlush = 64;  // a chain of float additions is at most this long: equal terms round one way each time
-constexpr int kSide = 16;    // the threads are 16 x 16
+constexpr int kSide = 16;   // the threads are 16 x 16
 constexpr int kMost = kGramTile / kSide;
 
 // One thread: rows y + 16 i, columns x + 16 j of a tile, i, j < 4, over the columns of W of one split.
