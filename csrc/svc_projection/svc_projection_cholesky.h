@@ -8,7 +8,7 @@ template <class A>
 bool cholesky(Lines<A> m, int64_t rows, int64_t strips) {
   constexpr int S = kStrip<A>;
   using Line = Pixel<A, S>;
-  const Lines<const A> factored{m.data, m.row, m.strip};
+  const Lines<const A> factored = read(m);
   for (int64_t block = 0; block * S < rows; ++block) {
     const int64_t first = block * S;
     product<Into::subtract>(m, factored, factored, first, first, first + S, block, strips);

@@ -222,29 +222,30 @@ Verdict clip_spectrum(A* gram, int64_t m, const SvcAim& aim, Clip<A>& out) {
 
   std::copy(gram, gram + rows * g.row, copy);
   tridiagonalise(a, m, reduced.d, reduced.e, reduced.tau, panels);
-  bisect(reduced.t(m), 1, 0, values);
-  out.largest = std::sqrt(values[0]);
-  const double target = std::max(aim.target, out.largest * kLeastShare);
-  const double above = squared(target * (1 + aim.tolerance / 6));
-  const int64_t found = count_above(reduced.t(m), above), k = std::max<int64_t>(1, found);
+  const auto above = [&](double target) { return squared(target * (1 + aim.tolerance / 6)); };
+  const int64_t found = count_above(reduced.t(m), above(aim.target));
   const bool doubtful = found == 0;  // rounding: the certificate failed, yet T has nothing above
+  int64_t k = std::max<int64_t>(1, found);
+  bisect(reduced.t(m), k, doubtful ? 0 : above(aim.target), values);
+  out.largest = std::sqrt(values[0]);
   if (sizeof(A) < sizeof(double) && (doubtful || out.largest > kSvcWide * aim.bound)) return Verdict::wider;
-  bisect(reduced.t(m), k, doubtful ? 0 : above, values);
+  const double target = std::max(aim.target, out.largest * kLeastShare);
+  while (k > 1 && values[k - 1] < above(target)) --k;
 
   const int64_t width = padded(k, S);
   const bool dense = 2 * k > m;  // then the m x m matrix E costs less than its k factors
   Scratch products;
-  A *right, *left, *whole = nullptr, *u_data, *gu_data, *energies, *transposed;
+  A *right, *left, *u_data, *gu_data, *energies, *transposed;
   const bool kept = reserve(out.memory, [&](Pieces& pieces) {
-    pieces.take(right, rows * width), pieces.take(left, width * rows);
-    if (dense) pieces.take(whole, rows * rows);
+    pieces.take(left, width * rows);
+    pieces.take(right, rows * (dense ? rows : width));
   });
   const bool had = reserve(products, [&](Pieces& pieces) {
     pieces.take(gu_data, rows * width), pieces.take(u_data, rows * width), pieces.take(energies, width * width),
         pieces.take(transposed, width * rows);
   });
   if (!kept || !had) return Verdict::no_memory;
-  const Lines<A> u{u_data, width, S}, gu{gu_data, width, S}, ft{right, S, S * rows};
+  const Lines<A> u{u_data, width, S}, gu{gu_data, width, S};
   if (!eigenvectors(read(a), m, reduced, values, k, u)) return Verdict::no_memory;
 
   mirror(g, rows, panels);
@@ -258,13 +259,15 @@ Verdict clip_spectrum(A* gram, int64_t m, const SvcAim& aim, Clip<A>& out) {
   scale_columns(u, gu, m, k, target, values);
   const Lines<const A> f = read(transpose(read(u), rows, width, left));
   out.clipped = k;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t s = 0; s < width / S; ++s) store_pixel(ft.line(i, s), load_pixel<A, S>(u.line(i, s)));
-  out.by = {read(ft), f, k};
   if (dense) {
-    const Lines<A> projector{whole, rows, S};
+    const Lines<A> projector{right, rows, S};
     product<Into::assign>(projector, f, f, k, 0, rows, 0, rows / S);
     out.by = {read(projector), {}, m};
+  } else {
+    const Lines<A> ft{right, S, S * rows};
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t s = 0; s < width / S; ++s) store_pixel(ft.line(i, s), load_pixel<A, S>(u.line(i, s)));
+    out.by = {read(ft), f, k};
   }
   out.certified = false;
   out.reached = target == aim.target;

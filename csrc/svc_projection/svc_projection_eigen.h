@@ -151,7 +151,7 @@ inline bool orthonormalise(Lines<double> z, int64_t m, int64_t k, double* work) 
   constexpr int64_t S = kStrip<double>;
   const int64_t kp = padded(k, S), width = kp + padded(m, S);
   const Lines<double> joined{work, width, S};  // [Z^T Z, Z^T] -> [R, Q^T]
-  const Lines<const double> given{z.data, z.row, z.strip};
+  const Lines<const double> given = read(z);
   for (int pass = 0; pass < 2; ++pass) {
     product_upper<Into::assign>(joined, given, given, m, 0, 0, kp / S);
     for (int64_t i = 0; i < kp; ++i) {

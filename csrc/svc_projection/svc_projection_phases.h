@@ -134,8 +134,7 @@ bool project(const SvcMatrix* matrices, int64_t count, DType dtype, bool skip_no
         stop = stop || !skip_nonfinite;
       } else if (round == 0) {
         const bool clip = layer->verdict == Verdict::clip;
-        r = {double(clip ? SvcState::clipped : SvcState::inside), double(clip ? clipped : 0), largest,
-             double(certified)};
+        r = {double(clip ? SvcState::clipped : SvcState::inside), double(clip ? clipped : 0), largest, 0};
       }
       r.certified = double(certified);
       if (layer->verdict == Verdict::clip) clips.push_back(layer);

@@ -77,7 +77,7 @@ void tridiagonalise(Lines<A> a, int64_t m, double* d, double* e, double* tau, A*
   // w v^T) is then one product.
   const Lines<A> left{work, rows + S, S}, right{left.line(2 * kReflectors, 0), rows + S, S};
   A* y = right.line(2 * kReflectors, 0);
-  const Lines<const A> given{a.data, a.row, S}, lefts{left.data, left.row, S}, rights{right.data, right.row, S};
+  const Lines<const A> given = read(a), lefts = read(left), rights = read(right);
   for (int64_t block = 0; block < m; block += kReflectors) {
     const int64_t count = std::min(kReflectors, m - block);
     std::fill(work, y, A(0));
