@@ -126,6 +126,16 @@ VG_INLINE void add_product(Pixel<A, G>& sum, const Pixel<A, G>& x, const Pixel<A
   for (int i = 0; i < x.parts; ++i) sum.part[i] += x.part[i] * y.part[i];
 }
 
+// The smaller and the larger of each two lanes; b where one of them is NaN: one instruction each.
+template <class V>
+VG_INLINE V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V>
+VG_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+
 // ---- shuffles ----
 
 // Lanes Index... of a and b laid end to end.

@@ -17,7 +17,7 @@
 namespace vgkernels {
 
 bool svc_projection_cpu(const SvcMatrix* matrices, int64_t count, DType dtype, bool skip_nonfinite,
-                        const SvcParallel& parallel, SvcReport* report) {
+                        const Parallel& parallel, SvcReport* report) {
   return with_type(dtype, [&](auto zero) {
     return VG_FOR_ISA(project<decltype(zero)>(matrices, count, dtype, skip_nonfinite, parallel, report));
   });

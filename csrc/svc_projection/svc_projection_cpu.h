@@ -2,19 +2,14 @@
 // the units over threads gives the same bits, and so does any company of other matrices.
 #pragma once
 
-#include <functional>
-
+#include "common/parallel.h"
 #include "svc_projection/svc_projection.h"
 
 namespace vgkernels {
 
-// Calls run(begin, end) over all of [0, units), from any threads; about `work` operations a unit.
-using SvcRange = std::function<bool(int64_t begin, int64_t end)>;
-using SvcParallel = std::function<void(int64_t units, int64_t work, const SvcRange& run)>;
-
 // Clips `count` matrices in place and reports on each. If one is non-finite and skip_nonfinite is false, none is
 // written. False: there was no memory; what was begun may be half-clipped.
 bool svc_projection_cpu(const SvcMatrix* matrices, int64_t count, DType dtype, bool skip_nonfinite,
-                        const SvcParallel& parallel, SvcReport* report);
+                        const Parallel& parallel, SvcReport* report);
 
 }  // namespace vgkernels

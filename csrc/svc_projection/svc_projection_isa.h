@@ -3,6 +3,8 @@
 
 #include "common/pixel_major.h"
 
+#include "common/product_tile.h"
+
 #include "svc_projection/svc_projection_product.h"
 
 #include "svc_projection/svc_projection_panels.h"

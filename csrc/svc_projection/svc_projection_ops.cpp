@@ -47,7 +47,7 @@ Tensor project_all(const char* op, const std::vector<SvcMatrix>& matrices, DType
                                           workspace.mutable_data_ptr(), current_stream(beside));
   STD_TORCH_CHECK(!error, op, ": CUDA error: ", error);
 #else
-  const SvcParallel parallel = [op](int64_t units, int64_t work, const SvcRange& run) {
+  const Parallel parallel = [op](int64_t units, int64_t work, const Range& run) {
     parallel_units(op, units, work, run);
   };
   const bool complete = svc_projection_cpu(matrices.data(), count, dtype, skip_nonfinite, parallel, reports);

@@ -18,7 +18,7 @@ struct Layer {
 
 // Shares the units of several layers out by their cost: run(layer, begin, end).
 template <class A, class Cost, class Run>
-void share(const SvcParallel& parallel, const std::vector<Layer<A>*>& layers, const Cost& cost, const Run& run) {
+void share(const Parallel& parallel, const std::vector<Layer<A>*>& layers, const Cost& cost, const Run& run) {
   std::vector<std::pair<int64_t, int64_t>> parts;  // (units, ticks of one)
   int64_t ticks = 0;
   for (Layer<A>* layer : layers) {
@@ -73,7 +73,7 @@ Verdict judge(Layer<A>& layer, DType dtype) {
 
 // Gram matrices and verdicts of the layers; those that need double are measured once more.
 template <class T, class A>
-bool judge_all(std::vector<Layer<A>*> layers, DType dtype, const SvcParallel& parallel) {
+bool judge_all(std::vector<Layer<A>*> layers, DType dtype, const Parallel& parallel) {
   while (!layers.empty()) {
     for (Layer<A>* layer : layers) {
       layer->gram = Scratch(int64_t(sizeof(double)) * in_arithmetic(*layer, [&](auto zero, auto&) {
@@ -110,7 +110,7 @@ bool judge_all(std::vector<Layer<A>*> layers, DType dtype, const SvcParallel& pa
 }
 
 template <class T>
-bool project(const SvcMatrix* matrices, int64_t count, DType dtype, bool skip_nonfinite, const SvcParallel& parallel,
+bool project(const SvcMatrix* matrices, int64_t count, DType dtype, bool skip_nonfinite, const Parallel& parallel,
              SvcReport* report) {
   using A = Acc<T>;
   std::vector<Layer<A>> all(count);
