@@ -23,7 +23,8 @@ TOLERANCE = {"float64": 1e-9, "float32": 5e-4, "float16": 5e-3, "bfloat16": 2e-2
 
 @dataclass(frozen=True)
 class Case:
-    """One named size. `goals`: direction -> (goal, stretch), both in times faster than the op's BASELINE.
+    """One named size. `goals`: direction -> (goal, stretch), both in times faster than the op's BASELINE. `peer_goals`:
+    the same against other peers, direction -> peer -> (goal, stretch).
 
     `in_place`: the op changes its inputs, and they are its result. Every call of every contender then finds the same
     values, written anew just before its clock starts. Such a case has no gradient: its directions are ("fwd",)."""
@@ -37,8 +38,10 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of ours, the peers and the truth
     directions: tuple[str, ...] = ("fwd", "bwd", "fwd+bwd")
     goals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    peer_goals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     floor_goal: float | None = None  # the share of the floor to be reached
     in_place: bool = False
+    differentiated: int | None = None  # only so many inputs, the first, ask for a gradient; None: all that are floating
 
     def label(self) -> str:
         return " ".join(filter(None, (self.name, self.dtype, self.layout, self.flow)))
@@ -96,7 +99,8 @@ class Row:
     peak_extra_mb: float | None = None  # of one call, its results included
     peer_peak_extra_mb: dict[str, float | None] = field(default_factory=dict)
     baseline: str = "eager"
-    goal: tuple[float, float] | None = None
+    goal: tuple[float, float] | None = None  # against the baseline
+    peer_goals: dict[str, tuple[float, float]] = field(default_factory=dict)
     floor_goal: float | None = None
     wrong: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
@@ -134,6 +138,7 @@ def run_case(name: str, op: Op, case: Case, settings: Settings) -> list[Row]:
         for ours in (who for who in (OURS, OURS_ADVISED) if who in contenders):
             row = Row(name, case.name, case.dtype, case.layout, case.flow, direction, settings.threads, ours != OURS)
             row.baseline, row.goal, row.floor_goal = op.BASELINE, case.goals.get(direction), case.floor_goal
+            row.peer_goals = dict(case.peer_goals.get(direction, {}))
             row.max_err = _finite(errors[ours][mode])
             row.peer_err = {who: _finite(errors[who][mode]) for who in peers if who not in notes[mode]}
             row.wrong = [OURS] if mode not in right[ours] else []  # ours may not fail either

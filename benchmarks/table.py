@@ -23,17 +23,28 @@ def verdict(row: Row) -> str:
     slower = [peer for peer, ratio in row["ratio"].items() if ratio < 1]
     if slower:
         return f"missed: slower than {', '.join(slower)}"
-    if baseline(row) not in row["ratio"]:
+    goals = _goals(row)
+    judged = {peer: row["ratio"][peer] for peer in goals if peer in row["ratio"]}
+    if not judged:
         return ""
-    goal, stretch = row["goal"] or (1, 1)
-    ratio, share = row["ratio"][baseline(row)], row.get("floor_goal")
+    names = {peer: f" {peer}" if len(goals) > 1 else "" for peer in judged}
+    missed = [f"goal {goals[peer][0]:g}x{names[peer]}" for peer, ratio in judged.items() if ratio < goals[peer][0]]
+    share = row.get("floor_goal")
     floor = [f"{share:.0%} of the floor"] if share else []
-    missed = [f"goal {goal:g}x"] if ratio < goal else []
     missed += floor if floor and row["floor_fraction"] < share else []
     if missed:
         return f"missed: {', '.join(missed)}"
-    times = f"stretch {stretch:g}x" if stretch > goal and ratio >= stretch else f"goal {goal:g}x"
-    return " and ".join([times, *floor]) + " met"
+    met = []
+    for peer, ratio in judged.items():
+        goal, stretch = goals[peer]
+        met.append(f"stretch {stretch:g}x" if stretch > goal and ratio >= stretch else f"goal {goal:g}x")
+        met[-1] += names[peer]
+    return " and ".join([", ".join(met), *floor]) + " met"
+
+
+def _goals(row: Row) -> dict[str, tuple[float, float]]:
+    """(goal, stretch) by peer: the baseline's, 1x where there is none, and those of other peers."""
+    return {baseline(row): row["goal"] or (1, 1), **row.get("peer_goals", {})}
 
 
 def line(row: Row) -> str:
@@ -67,9 +78,9 @@ def goals(rows: Sequence[Row]) -> str:
     found = [row for row in rows if not row["huge_pages"] and verdict(row)]
     lines = []
     for row in (row for row in found if row["goal"] or not verdict(row).endswith("met")):
-        goal, stretch = row["goal"] or (1, 1)
+        asked = ", ".join(f"{peer} {goal:g}x (stretch {stretch:g}x)" for peer, (goal, stretch) in _goals(row).items())
         ratios = ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in row["ratio"].items())
-        lines.append(f"{_label(row)} | goal {goal:g}x, stretch {stretch:g}x | {ratios or '-'} | {verdict(row)}")
+        lines.append(f"{_label(row)} | goal {asked} | {ratios or '-'} | {verdict(row)}")
     met = sum(verdict(row).endswith("met") for row in found)
     return "\n".join([*lines, f"{met} of {len(found)} headline rows meet their goal (no goal of its own: 1x)"])
 

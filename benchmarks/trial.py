@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,7 +46,7 @@ class Contender:
     in_place: bool = False
 
     def call(self, mode: str, tensors: Sequence[Tensor], grad_out: Tensor, watch: Stopwatch) -> list[Tensor]:
-        """The output (in place: the inputs), and in mode "train" the gradients of every floating input; nothing is
+        """The output (in place: the inputs), and in mode "train" the gradients of every input that asks; nothing is
         allocated beforehand."""
         with measure.environment(self.environment), torch.set_grad_enabled(mode == "train"):
             if mode == "forward":
@@ -91,8 +91,9 @@ class Trial:
             self.truth, self.grad_out = list(doubles), torch.empty(0, device=device)
             return
         copies = min(64, 1 + measure.ROTATE_BYTES // sum(t.nbytes for t in tensors)) if device.type == "cuda" else 1
-        self.sets = [_leaves(tensors), *(_leaves(t.detach().clone() for t in tensors) for _ in range(copies - 1))]
-        out = op.truth(*_leaves(doubles), **case.options)
+        copied = [tuple(t.clone() for t in tensors) for _ in range(copies - 1)]
+        self.sets = [_leaves(given, case.differentiated) for given in (tensors, *copied)]
+        out = op.truth(*_leaves(doubles, case.differentiated), **case.options)
         self.grad_out = torch.randn(out.shape, device=device).to(tensors[0].dtype)
         if case.layout == "channels_last":
             self.grad_out = self.grad_out.contiguous(memory_format=torch.channels_last)
@@ -111,7 +112,8 @@ class Trial:
             if not isinstance(peer, Compiled):
                 found[who] = Contender(functools.partial(peer, **self.case.options))
             elif compiled:
-                same = dataclasses.replace(self.case, flow="", goals={}, options={})  # other flow values: compiled once
+                aside: dict[str, Any] = {"flow": "", "goals": {}, "peer_goals": {}, "options": {}}
+                same = dataclasses.replace(self.case, **aside)  # other flow values: compiled once
                 fn = _compile(peer.fn, f"{same} {sorted(self.case.options.items())}")
                 found[who] = Contender(functools.partial(fn, **self.case.options), compiled=True)
         return {who: dataclasses.replace(contender, in_place=self.case.in_place) for who, contender in found.items()}
@@ -202,9 +204,11 @@ class Trial:
         return found
 
 
-def _leaves(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Every floating tensor asks for a gradient."""
-    return tuple(t.requires_grad_() if t.is_floating_point() else t for t in tensors)
+def _leaves(tensors: Sequence[Tensor], count: int | None) -> tuple[Tensor, ...]:
+    """Every floating tensor, or of the first `count`, asks for a gradient."""
+    for tensor in tensors[:count]:
+        tensor.requires_grad_(tensor.is_floating_point())
+    return tuple(tensors)
 
 
 @functools.lru_cache(maxsize=1)

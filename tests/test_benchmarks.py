@@ -333,6 +333,35 @@ def test_verdict_with_a_floor_goal_and_a_baseline_of_its_own(ratio: float, floor
     assert table.verdict(row | {"floor_fraction": floor, "floor_goal": 0.75}) == verdict
 
 
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [
+        ({"eager": 5, "numpy": 2}, "goal 4x eager, goal 2x numpy met"),
+        ({"eager": 9, "numpy": 2}, "stretch 8x eager, goal 2x numpy met"),
+        ({"eager": 5, "numpy": 1.9}, "missed: goal 2x numpy"),
+        ({"eager": 3, "numpy": 1.9}, "missed: goal 4x eager, goal 2x numpy"),
+        ({"eager": 5}, "goal 4x eager met"),
+        ({"compile": 5}, ""),
+    ],
+)
+def test_verdict_with_goals_against_several_peers(ratio: dict[str, float], verdict: str) -> None:
+    row = report_row(ratio=ratio, goal=(4, 8), peer_goals={"numpy": (2, 2)})
+    assert table.verdict(row) == verdict
+    assert bool(verdict) == ("goal eager 4x (stretch 8x), numpy 2x (stretch 2x)" in table.goals([row]))
+
+
+def test_only_what_is_differentiated_has_a_gradient() -> None:
+    op, seen = toy(eager=lambda x, scale: x * scale), []
+    op.inputs = lambda case, device: (torch.ones(case.shape), torch.full(case.shape, 2.0))
+    op.ours = op.truth = lambda x, scale: seen.append((x.requires_grad, scale.requires_grad)) or x * scale
+    case = dataclasses.replace(
+        CASE, directions=("fwd+bwd",), differentiated=1, peer_goals={"fwd+bwd": {"eager": (1, 2)}}
+    )
+    (row,) = run_case("toy", op, case, SETTINGS)
+    assert set(seen) == {(True, False)} and row.wrong == [] and row.ours_ms
+    assert row.peer_goals == {"eager": (1, 2)}
+
+
 @pytest.mark.parametrize("kind", ["smooth", "rough"])
 def test_flow_moves_at_least_4_pixels_and_stays_off_the_kinks(kind: str) -> None:
     flow = flow_warp.flow_field(kind, 2, 64, 96)
@@ -354,7 +383,7 @@ def test_check_of_flow_warp_passes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ops_are_found_by_name() -> None:
-    assert harness.ops() == ["flow_warp", "svc_projection"]
+    assert harness.ops() == ["flow_warp", "sliced_wasserstein", "svc_projection"]
 
 
 @pytest.mark.parametrize("bad", [["nosuch"], ["--repeats", "3"], ["--threads", "0"], ["--device", "tpu"]])

@@ -62,6 +62,10 @@ def svd_clip_loop(weights: list[Tensor]) -> list[Tensor]:
     return [svd_clip(w.flatten(1)).view_as(w) for w in weights]
 
 
+def pot_distance(x: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+    return pytest.importorskip("ot").sliced_wasserstein_distance(x, y, projections=theta)
+
+
 THEIRS: dict[str, Callable[..., Any]] = {
     "vid2vid `resample(image, flow)`": resample,
     "vid2vid `(1 - mask) * resample(image, flow) + mask * new`": blended_resample,
@@ -71,6 +75,7 @@ THEIRS: dict[str, Callable[..., Any]] = {
     ),
     "`u, s, vh = torch.linalg.svd(w, full_matrices=False); (u * s.clamp(max=1)) @ vh`": svd_clip,
     "TGAN: that for each `w.flatten(1)` of `weights`, copied back": svd_clip_loop,
+    "POT `ot.sliced_wasserstein_distance(x, y, projections=theta)`": pot_distance,
 }
 
 
@@ -91,6 +96,9 @@ def test_row_equals_the_line_it_replaces(row: tuple[str, str]) -> None:
         "new": torch.randn(2, 3, 17, 23, dtype=torch.float64, generator=generator),
         "w": torch.randn(7, 40, dtype=torch.float64, generator=generator) / 6,
         "weights": [torch.randn(5, 2, 3, 3, dtype=torch.float64, generator=generator) / k for k in (3, 5, 30)],
+        "x": torch.randn(50, 5, dtype=torch.float64, generator=generator),
+        "y": torch.randn(40, 5, dtype=torch.float64, generator=generator) + 1,
+        "theta": torch.nn.functional.normalize(torch.randn(5, 30, dtype=torch.float64, generator=generator), dim=0),
     }
     function = THEIRS[theirs]
     expected = function(*(names[name] for name in inspect.signature(function).parameters if name in names))

@@ -19,6 +19,15 @@ else:
         flow_warp_reference as flow_warp_reference,
     )
     from .singular_value_clipping import SingularValueClipping as SingularValueClipping
+    from .sliced_wasserstein import (
+        sliced_wasserstein as sliced_wasserstein,
+        sliced_wasserstein_reference as sliced_wasserstein_reference,
+    )
+    from .sliced_wasserstein_max import max_sliced_wasserstein as max_sliced_wasserstein
+    from .sliced_wasserstein_projections import random_projections as random_projections
+    from .sliced_wasserstein_pyramid import sliced_wasserstein_pyramid as sliced_wasserstein_pyramid
+    from .sort_transport import sort_transport as sort_transport
+    from .stiefel_retraction import stiefel_retraction_ as stiefel_retraction_
     from .svc_projection import (
         svc_projection as svc_projection,
         svc_projection_reference as svc_projection_reference,

@@ -2,6 +2,8 @@
 // A .cu file includes this beside launch.h; inline PTX is written nowhere else.
 #pragma once
 
+#include <cstdint>
+
 #include "common/launch.h"
 
 namespace vgkernels {
@@ -36,6 +38,25 @@ __device__ __forceinline__ void cp_async_wait() {
   emu::wait_copies(kPending);
 #endif
 }
+
+// d += a b on the tensor cores, for a whole warp: a (16, 8) and b (8, 8) of which the leading 11 bits of each float
+// count (tf32), d (16, 8) in float, rounded once or twice in a way of the device's own. Of lane 4 g + t:
+// a = {(g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)}, b = {(t, g), (t + 4, g)}, d = {(g, 2t), (g, 2t + 1), (g + 8, 2t),
+// (g + 8, 2t + 1)}.
+#if defined(__CUDACC__)
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#else
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                          emu::Site at = emu::Site::here()) {
+  emu::multiply_tf32(d, a, b, at);
+}
+#endif
 
 // *p += v in global memory, in no order, without the old value. Float reductions flush subnormals on the device.
 __device__ __forceinline__ void red_add(float* p, float v) { (void)atomicAdd(p, v); }

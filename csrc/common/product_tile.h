@@ -45,15 +45,17 @@ struct Apart {
 };
 
 // kTileRows rows of kStrips lines of C op= A^T X. Of step k, row r of A is at a[k a_step + a_row[r]], strip s of X at
-// x[k x_row + s x_strip]. The sum over k runs in one order, whatever the row, the strip and kStrips.
+// x[k x_row + s x_strip]. The sum over k runs in one order, whatever the row, the strip and kStrips: in chains, after
+// each of which a is `gap` elements further on.
 template <Into how, int kStrips, class C, class A, class Rows>
 VG_INLINE void product_tile(C* c, int64_t c_row, int64_t c_strip, const A* a, int64_t a_step, const Rows& a_row,
-                            const A* x, int64_t x_row, int64_t x_strip, int64_t K) {
+                            const A* x, int64_t x_row, int64_t x_strip, int64_t K, int64_t chain = kChain,
+                            int64_t gap = 0) {
   using Line = Pixel<A, kStrip<A>>;
   Line total[kTileRows][kStrips] = {};
-  for (int64_t first = 0; first < K; first += kChain) {
+  for (int64_t first = 0; first < K; first += chain, a += gap) {
     Line sum[kTileRows][kStrips] = {};
-    for (int64_t k = std::min(kChain, K - first); k > 0; --k, a += a_step, x += x_row) {
+    for (int64_t k = std::min(chain, K - first); k > 0; --k, a += a_step, x += x_row) {
       Line factor[kStrips];
 #pragma GCC unroll 4
       for (int s = 0; s < kStrips; ++s) factor[s] = load_pixel<A, kStrip<A>>(x + s * x_strip);

@@ -37,6 +37,21 @@ struct Call {
   double scale() const { return 1.0 / double(weighted ? 1 : std::max(p.n, p.m)); }
 };
 
+// Some entries of the batch and some directions, in panels, and where the derivatives by their projections lie.
+template <class A>
+struct Chunk {
+  int64_t entry, entries_end, first, end;
+  A* data[2];  // of x's side, of y's; null: not asked for
+  int64_t pitch, panel_step[2], entry_step[2];
+
+  int64_t panels() const { return ceil_div(end - first, kPanel); }
+  int64_t units() const { return (entries_end - entry) * panels(); }
+  int64_t count(int64_t panel) const { return std::min(kPanel, end - first - panel * kPanel); }
+  A* at(int side, int64_t b, int64_t panel) const {
+    return data[side] ? data[side] + (b - entry) * entry_step[side] + panel * panel_step[side] : nullptr;
+  }
+};
+
 // What a thread needs for one panel at a time.
 template <class A>
 struct PanelScratch {
@@ -72,9 +87,10 @@ struct PanelScratch {
 
 // Sorts and couples the columns of one panel, whose derivatives go to `to`, of both sides.
 template <class A>
-void couple_panel(Call<A>& call, PanelScratch<A>& scratch, int64_t b, int64_t first, int64_t count,
+void couple_panel(Call<A>& call, PanelScratch<A>& scratch, int64_t b, Directions<A> directions,
                   const Derivative<A> (&to)[2]) {
   const SlicedWassersteinParams& p = call.p;
+  const int64_t count = directions.count;
   for (int64_t l = 0; l < count; l += kStrip<A>) {
     const Column<A> column[2] = {scratch.columns[0][l / kStrip<A>], scratch.columns[1][l / kStrip<A>]};
     const Pixel<A, kStrip<A>> wrong_x = finish_column(column[0], p.n), wrong_y = finish_column(column[1], p.m);
@@ -106,7 +122,7 @@ void couple_panel(Call<A>& call, PanelScratch<A>& scratch, int64_t b, int64_t fi
     for (int c = 0; c < std::min<int64_t>(kStrip<A>, count - l); ++c) {
       const double wrong =
           double(wrong_x.part[c / wrong_x.N][c % wrong_x.N] + wrong_y.part[c / wrong_y.N][c % wrong_y.N]);
-      call.sums[b * p.directions + first + l + c] = sum[c] * call.scale() + wrong;
+      call.sums[b * p.directions + directions.first + l + c] = sum[c] * call.scale() + wrong;
       if (wrong == 0) continue;
       for (int side = 0; side < 2; ++side)
         derivative(side, 0).fill(call.rows(side), c, std::numeric_limits<A>::quiet_NaN());
@@ -114,55 +130,49 @@ void couple_panel(Call<A>& call, PanelScratch<A>& scratch, int64_t b, int64_t fi
   }
 }
 
-// Phase 1 of entries [entry, entries_end) and directions [first, end): derivatives go to held[side], (entries, rows,
-// pitch), or nowhere.
+// Phase 1: projections, distances, and the derivatives where they are asked for.
 template <class A>
-void couple(Call<A>& call, const Parallel& parallel, int64_t entry, int64_t entries_end, int64_t first, int64_t end,
-            A* const (&held)[2], int64_t pitch) {
+void couple(Call<A>& call, const Parallel& parallel, const Chunk<A>& chunk) {
   const SlicedWassersteinParams& p = call.p;
-  const int64_t panels = ceil_div(end - first, kPanel), work = (p.n + p.m) * (p.dim + 64) * kPanel / 16;
-  parallel((entries_end - entry) * panels, work, [&](int64_t unit, int64_t unit_end) {
+  const int64_t work = (p.n + p.m) * (p.dim + 64) * kPanel / 16;
+  parallel(chunk.units(), work, [&](int64_t unit, int64_t unit_end) {
     PanelScratch<A> scratch(call);
     if (!scratch.memory.data()) return false;
     for (; unit < unit_end; ++unit) {
-      const int64_t b = entry + unit / panels, l = first + unit % panels * kPanel;
-      const Directions<A> directions = call.directions(b, l, std::min<int64_t>(kPanel, end - l));
+      const int64_t b = chunk.entry + unit / chunk.panels(), panel = unit % chunk.panels();
+      const Directions<A> directions = call.directions(b, chunk.first + panel * kPanel, chunk.count(panel));
       const Samples<A> samples[2] = {call.samples(b, 0), call.samples(b, 1)};
       if (p.projections) {
         project(samples, directions, scratch.packed, scratch.columns);
       } else {
         for (int side = 0; side < 2; ++side) take_columns(samples[side], directions, scratch.columns[side]);
       }
-      Derivative<A> to[2];
-      for (int side = 0; side < 2; ++side) {
-        const int64_t at = (b - entry) * call.rows(side) * pitch + l - first;
-        to[side] = {held[side] ? held[side] + at : nullptr, pitch, 0};
-      }
-      couple_panel(call, scratch, b, l, directions.count, to);
+      const Derivative<A> to[2] = {{chunk.at(0, b, panel), chunk.pitch, 0}, {chunk.at(1, b, panel), chunk.pitch, 0}};
+      couple_panel(call, scratch, b, directions, to);
     }
     return true;
   });
 }
 
-// Phase 2: the held derivatives of a chunk, times its directions, are added to the gradients of the samples.
+// Phase 2: the derivatives of a chunk, times its directions, are added to the gradients of the samples.
 template <class A>
-void pull_all_to_samples(const Call<A>& call, const Parallel& parallel, int64_t entry, int64_t entries_end,
-                         int64_t first, int64_t end, A* const (&held)[2], int64_t pitch) {
+void pull_all_to_samples(const Call<A>& call, const Parallel& parallel, const Chunk<A>& chunk) {
   const SlicedWassersteinParams& p = call.p;
+  const int64_t directions = chunk.end - chunk.first;
   int64_t blocks[2];
   for (int side = 0; side < 2; ++side) blocks[side] = call.grad(side) ? ceil_div(call.rows(side), kRows) : 0;
-  const int64_t units = (entries_end - entry) * (blocks[0] + blocks[1]);
+  const int64_t units = (chunk.entries_end - chunk.entry) * (blocks[0] + blocks[1]);
   if (units == 0) return;
-  parallel(units, kRows * p.dim * (end - first) / 16, [&](int64_t unit, int64_t unit_end) {
-    const Scratch packed((end - first + 1) * kWide * int64_t(sizeof(A)));
+  parallel(units, kRows * p.dim * directions / 16, [&](int64_t unit, int64_t unit_end) {
+    const Scratch packed((directions + 1) * kBlock * int64_t(sizeof(A)));
     if (!packed.data()) return false;
     for (; unit < unit_end; ++unit) {
-      const int64_t b = entry + unit / (blocks[0] + blocks[1]), block = unit % (blocks[0] + blocks[1]);
+      const int64_t b = chunk.entry + unit / (blocks[0] + blocks[1]), block = unit % (blocks[0] + blocks[1]);
       const int side = block >= blocks[0];
       const int64_t rows = call.rows(side), row = (block - (side ? blocks[0] : 0)) * kRows;
-      const Directions<A> directions = call.directions(b, first, end - first);
-      pull_to_samples<A>(first > 0, {held[side] + ((b - entry) * rows + row) * pitch, pitch, end - first},
-                         std::min(kRows, rows - row), directions.data + first * p.dim, p.dim,
+      const Directions<A> theta = call.directions(b, chunk.first, directions);
+      pull_to_samples<A>(chunk.first > 0, {chunk.at(side, b, 0) + row * kPanel, rows, directions},
+                         std::min(kRows, rows - row), theta.data + theta.first * p.dim, p.dim,
                          static_cast<A*>(packed.data()), call.grad(side) + (b * rows + row) * p.dim);
     }
     return true;
@@ -171,50 +181,48 @@ void pull_all_to_samples(const Call<A>& call, const Parallel& parallel, int64_t 
 
 // Phase 3: the same, times the samples of both sides, gives the gradients of the chunk's directions.
 template <class A>
-void pull_all_to_directions(const Call<A>& call, const Parallel& parallel, int64_t entry, int64_t entries_end,
-                            int64_t first, int64_t end, A* const (&held)[2], int64_t pitch) {
+void pull_all_to_directions(const Call<A>& call, const Parallel& parallel, const Chunk<A>& chunk) {
   const SlicedWassersteinParams& p = call.p;
-  const int64_t panels = ceil_div(end - first, kPanel);
-  parallel((entries_end - entry) * panels, (p.n + p.m) * p.dim * kPanel / 16, [&](int64_t unit, int64_t unit_end) {
+  parallel(chunk.units(), (p.n + p.m) * p.dim * kPanel / 16, [&](int64_t unit, int64_t unit_end) {
     const Scratch packed((kDeep + 1) * kWide * int64_t(sizeof(A)));
     if (!packed.data()) return false;
     for (; unit < unit_end; ++unit) {
-      const int64_t b = entry + unit / panels, l = unit % panels * kPanel;
-      A* grad = static_cast<A*>(p.grad_projections) + (b * p.directions + first + l) * p.dim;
+      const int64_t b = chunk.entry + unit / chunk.panels(), panel = unit % chunk.panels();
+      A* grad = static_cast<A*>(p.grad_projections) + (b * p.directions + chunk.first + panel * kPanel) * p.dim;
       for (int side = 0; side < 2; ++side)
-        pull_to_directions<A>(
-            side == 1,
-            {held[side] + (b - entry) * call.rows(side) * pitch + l, pitch, std::min<int64_t>(kPanel, end - first - l)},
-            call.samples(b, side), static_cast<A*>(packed.data()), grad);
+        pull_to_directions<A>(side == 1, {chunk.at(side, b, panel), call.rows(side), chunk.count(panel)},
+                              call.samples(b, side), static_cast<A*>(packed.data()), grad);
     }
     return true;
   });
 }
 
-// Panels and pulls, chunk by chunk. False: no memory.
+// All phases, chunk by chunk. False: no memory.
 template <class A>
 bool couple_and_pull(Call<A>& call, const Parallel& parallel) {
   const SlicedWassersteinParams& p = call.p;
-  const int64_t all = (p.n + p.m) * int64_t(sizeof(A));  // bytes of one direction's derivatives
-  const int64_t chunks = ceil_div(p.directions, std::max<int64_t>(kPanel, kHeld / all / kPanel * kPanel));
-  const int64_t chunk = ceil_div(ceil_div(p.directions, chunks), kPanel) * kPanel;
-  const int64_t pitch = (std::min(ceil_div(p.directions, kStrip<A>) * kStrip<A>, chunk) / kStrip<A> | 1) * kStrip<A>;
-  const int64_t entries = chunks > 1 ? 1 : std::clamp<int64_t>(kHeld / (all * pitch), 1, p.batch);
-  const bool asked[2] = {p.grad_x || p.grad_projections, p.grad_y || p.grad_projections};
-  const Scratch memory[2] = {Scratch(asked[0] ? entries * p.n * pitch * int64_t(sizeof(A)) : 0),
-                             Scratch(asked[1] ? entries * p.m * pitch * int64_t(sizeof(A)) : 0)};
-  A* held[2];
+  const int64_t bytes = (p.n + p.m) * kPanel * int64_t(sizeof(A)), panels = ceil_div(p.directions, kPanel);
+  const int64_t chunks = ceil_div(panels, std::max<int64_t>(1, kHeld / bytes)), chunk_panels = ceil_div(panels, chunks);
+  const int64_t entries = chunks > 1 ? 1 : std::clamp<int64_t>(kHeld / (bytes * panels), 1, p.batch);
+  Chunk<A> chunk{0, 0, 0, 0, {}, kPanel, {}, {}};
+  Scratch memory[2];
   for (int side = 0; side < 2; ++side) {
-    if (!memory[side].data()) return false;
-    held[side] = asked[side] ? static_cast<A*>(memory[side].data()) : nullptr;
+    if (!call.grad(side) && !p.grad_projections) continue;
+    chunk.panel_step[side] = call.rows(side) * kPanel;
+    chunk.entry_step[side] = chunk.panel_step[side] * chunk_panels;
+    memory[side] = Scratch(entries * chunk.entry_step[side] * int64_t(sizeof(A)));
+    chunk.data[side] = static_cast<A*>(memory[side].data());
+    if (!chunk.data[side]) return false;
   }
-  for (int64_t entry = 0; entry < p.batch; entry += entries)
-    for (int64_t first = 0; first < p.directions; first += chunk) {
-      const int64_t entries_end = std::min(entry + entries, p.batch), end = std::min(first + chunk, p.directions);
-      couple(call, parallel, entry, entries_end, first, end, held, pitch);
-      pull_all_to_samples(call, parallel, entry, entries_end, first, end, held, pitch);
-      if (p.grad_projections) pull_all_to_directions(call, parallel, entry, entries_end, first, end, held, pitch);
+  for (chunk.entry = 0; chunk.entry < p.batch; chunk.entry = chunk.entries_end) {
+    chunk.entries_end = std::min(chunk.entry + entries, p.batch);
+    for (chunk.first = 0; chunk.first < p.directions; chunk.first = chunk.end) {
+      chunk.end = std::min(chunk.first + chunk_panels * kPanel, p.directions);
+      couple(call, parallel, chunk);
+      pull_all_to_samples(call, parallel, chunk);
+      if (p.grad_projections) pull_all_to_directions(call, parallel, chunk);
     }
+  }
   return true;
 }
 
@@ -223,9 +231,16 @@ bool sliced_wasserstein(const SlicedWassersteinParams& p, const Parallel& parall
   Call<A> call(p);
   if (call.gradients && p.projections) {
     if (!couple_and_pull(call, parallel)) return false;
-  } else {  // samples that are projected already: the derivatives are the gradients
-    A* const gradients[2] = {call.grad(0), call.grad(1)};
-    couple(call, parallel, 0, p.batch, 0, p.directions, gradients, p.dim);
+  } else {  // of samples that are projected already, these derivatives are the gradients
+    couple(call, parallel,
+           Chunk<A>{0,
+                    p.batch,
+                    0,
+                    p.directions,
+                    {call.grad(0), call.grad(1)},
+                    p.dim,
+                    {kPanel, kPanel},
+                    {p.n * p.dim, p.m * p.dim}});
   }
   for (int64_t b = 0; b < p.batch; ++b) {
     double sum = 0;

@@ -2,7 +2,7 @@
 // directions, and tiles of the product are written as lines of samples, the layout that the sort takes. Compiled once
 // per instruction set, no guard.
 
-constexpr int kPanel = 48;  // directions of a unit of work: three lines of float32, six of float64
+constexpr int64_t kPanel = 48;  // directions of a unit of work: three lines of float32, six of float64
 
 // The samples of one entry of the batch, (rows, dim), packed.
 template <class A>

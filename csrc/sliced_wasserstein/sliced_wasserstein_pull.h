@@ -1,24 +1,24 @@
 // Decides how derivatives by projections become derivatives by samples and by directions: with G (rows, L) of one side,
 // grad_samples += G Theta and grad_directions += G^T samples. Compiled once per instruction set, no guard.
 
-// The derivatives by some directions' projections of one side: element (n, l) is data[n pitch + l].
+// The derivatives by the projections of one side on `count` directions, panel after panel, (rows, kPanel) each.
 template <class A>
-struct Pulled {
+struct Held {
   const A* data;
-  int64_t pitch, count;
+  int64_t rows, count;
 };
 
 // c (rows, columns) op= one tile of a product, cut off where it is larger than c.
 template <int kStrips, class A, class Rows>
 void product_cut(bool add, A* c, int64_t c_row, int64_t rows, int64_t columns, const A* a, int64_t a_step,
-                 const Rows& a_row, const A* x, int64_t x_strip, int64_t K) {
+                 const Rows& a_row, const A* x, int64_t x_strip, int64_t K, int64_t gap = 0) {
   constexpr int S = kStrip<A>, width = kStrips * S;
   if (rows >= kTileRows && columns >= width) {
-    if (add) return product_tile<Into::add, kStrips>(c, c_row, S, a, a_step, a_row, x, S, x_strip, K);
-    return product_tile<Into::assign, kStrips>(c, c_row, S, a, a_step, a_row, x, S, x_strip, K);
+    if (add) return product_tile<Into::add, kStrips>(c, c_row, S, a, a_step, a_row, x, S, x_strip, K, kPanel, gap);
+    return product_tile<Into::assign, kStrips>(c, c_row, S, a, a_step, a_row, x, S, x_strip, K, kPanel, gap);
   }
   A tile[kTileRows * width];
-  product_tile<Into::assign, kStrips>(tile, width, S, a, a_step, a_row, x, S, x_strip, K);
+  product_tile<Into::assign, kStrips>(tile, width, S, a, a_step, a_row, x, S, x_strip, K, kPanel, gap);
   for (int64_t r = 0; r < std::min<int64_t>(rows, kTileRows); ++r)
     for (int64_t i = 0; i < std::min<int64_t>(columns, width); ++i)
       c[r * c_row + i] = (add ? c[r * c_row + i] : A(0)) + tile[r * width + i];
@@ -43,45 +43,55 @@ void pack_block(const A* from, int64_t rows, int64_t width, int64_t column, A* t
   }
 }
 
-// Calls f(kStrips, column) until `width` columns are done.
+// Calls f(kStrips, column) until the columns [column, end) are done; column is a multiple of the widest.
 template <class A, class F>
-void by_strips(int64_t width, const F& f) {
-  const int64_t strips = (width + kStrip<A> - 1) / kStrip<A>;
-  int64_t s = 0;
-  for (; s + kTileStrips <= strips; s += kTileStrips) f(std::integral_constant<int, kTileStrips>{}, s * kStrip<A>);
-  if (kTileStrips == 3 && s + 2 == strips) f(std::integral_constant<int, 2>{}, s * kStrip<A>);
-  if (kTileStrips == 3 && s + 1 == strips) f(std::integral_constant<int, 1>{}, s * kStrip<A>);
+void by_strips(int64_t column, int64_t end, const F& f) {
+  constexpr int S = kStrip<A>;
+  for (; column + (kTileStrips - 1) * S < end; column += kTileStrips * S)
+    f(std::integral_constant<int, kTileStrips>{}, column);
+  if (kTileStrips == 3 && column + S < end)
+    f(std::integral_constant<int, 2>{}, column);
+  else if (kTileStrips == 3 && column < end)
+    f(std::integral_constant<int, 1>{}, column);
 }
 
-// grad (rows, dim) op= G Theta, for rows of G and of grad from their first ones; `packed` holds (G.count + 1) kWide.
+constexpr int64_t kBlock = 4 * kWide;  // columns of Theta that are packed at a time: a third of L2, for 512 directions
+
+// grad (rows, dim) op= G Theta, for as many rows of G and of grad from their first ones; `packed` holds (G.count + 1)
+// kBlock.
 template <class A>
-void pull_to_samples(bool add, Pulled<A> g, int64_t rows, const A* theta, int64_t dim, A* packed, A* grad) {
-  by_strips<A>(dim, [&](auto strips, int64_t column) {
-    constexpr int kStrips = decltype(strips)::value;
-    pack_block<kStrips>(theta, g.count, dim, column, packed);
+void pull_to_samples(bool add, Held<A> g, int64_t rows, const A* theta, int64_t dim, A* packed, A* grad) {
+  for (int64_t first = 0; first < dim; first += kBlock) {
+    const int64_t end = std::min(first + kBlock, dim);
+    const auto place = [&](int64_t column) { return packed + (column - first) * (g.count + 1); };
+    by_strips<A>(first, end, [&](auto strips, int64_t column) {
+      pack_block<decltype(strips)::value>(theta, g.count, dim, column, place(column));
+    });
     for (int64_t n = 0; n < rows; n += kTileRows) {
       Apart row;
-      for (int r = 0; r < kTileRows; ++r) row.offset[r] = std::min<int64_t>(r, rows - 1 - n) * g.pitch;
-      product_cut<kStrips>(add, grad + n * dim + column, dim, rows - n, dim - column, g.data + n * g.pitch, 1, row,
-                           packed, (g.count + 1) * kStrip<A>, g.count);
+      for (int r = 0; r < kTileRows; ++r) row.offset[r] = std::min<int64_t>(r, rows - 1 - n) * kPanel;
+      by_strips<A>(first, end, [&](auto strips, int64_t column) {
+        product_cut<decltype(strips)::value>(add, grad + n * dim + column, dim, rows - n, dim - column,
+                                             g.data + n * kPanel, 1, row, place(column), (g.count + 1) * kStrip<A>,
+                                             g.count, (g.rows - 1) * kPanel);
+      });
     }
-  });
+  }
 }
 
 constexpr int64_t kDeep = 256;  // samples whose coordinates are packed at a time
 
-// grad (G.count, dim) op= G^T samples; `packed` holds (kDeep + 1) kWide. Rows of G reach kTileRows lanes past its
-// count.
+// grad (G.count, dim) op= G^T samples; `packed` holds (kDeep + 1) kWide. G is one panel.
 template <class A>
-void pull_to_directions(bool add, Pulled<A> g, Samples<A> samples, A* packed, A* grad) {
-  by_strips<A>(samples.dim, [&](auto strips, int64_t column) {
+void pull_to_directions(bool add, Held<A> g, Samples<A> samples, A* packed, A* grad) {
+  by_strips<A>(0, samples.dim, [&](auto strips, int64_t column) {
     constexpr int kStrips = decltype(strips)::value;
     for (int64_t n = 0; n < samples.rows; n += kDeep) {
       const int64_t K = std::min(kDeep, samples.rows - n);
       pack_block<kStrips>(samples.data + n * samples.dim, K, samples.dim, column, packed);
       for (int64_t l = 0; l < g.count; l += kTileRows)
         product_cut<kStrips>(add || n > 0, grad + l * samples.dim + column, samples.dim, g.count - l,
-                             samples.dim - column, g.data + n * g.pitch + l, g.pitch, SideBySide{}, packed,
+                             samples.dim - column, g.data + n * kPanel + l, kPanel, SideBySide{}, packed,
                              (K + 1) * kStrip<A>, K);
     }
   });

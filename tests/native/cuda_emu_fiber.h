@@ -43,6 +43,7 @@ void AnnotateIgnoreWritesEnd(const char* file, int line);
 namespace emu {
 
 constexpr int kWarp = 32;
+constexpr size_t kSlotBytes = 24;  // the most that a lane brings to a meeting: the operands of an mma
 constexpr size_t kStackBytes = 256 << 10, kGuardBytes = 4096;
 constexpr size_t kStaticShared = 48 << 10, kOptInShared = 227 << 10;
 // Under TSan neighbouring blocks run on different fibers, so that nothing but their own atomics orders them.
@@ -121,7 +122,7 @@ struct Fiber {
 struct Meeting {
   unsigned mask, arrived = 0, generation = 0;
   const Fiber* first = nullptr;
-  alignas(16) unsigned char slots[2][kWarp][16];
+  alignas(16) unsigned char slots[2][kWarp][kSlotBytes];
   char token[2];
 };
 

@@ -2,6 +2,7 @@
 // Their CUDA names are given in cuda_emu.h; which thread goes on after a wait is decided in cuda_emu_sched.h.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include "cuda_emu_sched.h"
@@ -60,7 +61,7 @@ inline Meeting& meeting_of(Warp& warp, unsigned mask) {
 // Leaves this lane's value and waits for the lanes of the mask; returns the set of their values. Only __syncwarp orders
 // memory. Lanes that the block does not have are not waited for; lanes that have returned must not be named.
 inline const unsigned char (*meet(const char* primitive, unsigned mask, const void* value, size_t bytes, bool orders,
-                                  Site site))[16] {
+                                  Site site))[kSlotBytes] {
   Warp& warp = machine.block->warps[current->linear / kWarp];
   const unsigned me = 1u << current->lane(), lanes = mask & warp.exists;
   current->primitive = primitive;
@@ -140,6 +141,37 @@ template <class T>
 struct Exactly {  // the pointer alone decides the type, as in CUDA's overloads
   using type = T;
 };
+
+// A float's leading 11 bits, which are what a tensor core sees of it in tf32.
+inline double as_tf32(uint32_t bits) { return double(same_bits<float>(bits & 0xFFFFE000u)); }
+
+inline float rounded_to_zero(double value) {
+  const float nearest = float(value);
+  const bool grew = std::abs(double(nearest)) > std::abs(value) && !std::isinf(nearest);
+  return grew ? std::nextafterf(nearest, 0.0f) : nearest;
+}
+
+// mma.m16n8k8 in tf32 with fp32 sums: the pessimistic model of its adder, which cuts what does not fit into a float off
+// after each instruction. Real ones keep some bits more, but need not round to nearest either.
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+  Hidden hidden;
+  uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  static_assert(sizeof(mine) <= kSlotBytes, "a lane brings a and b");
+  const auto values = meet("mma", 0xFFFFFFFFu, mine, sizeof(mine), false, site);
+  const auto word = [&](int lane, int i) {
+    uint32_t bits;
+    memcpy(&bits, values[lane] + 4 * i, 4);
+    return as_tf32(bits);
+  };
+  const int lane = current->lane();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    double sum = double(d[i]);
+    for (int k = 0; k < 8; ++k)
+      sum += word(row % 8 * 4 + k % 4, row / 8 + 2 * (k / 4)) * word(column * 4 + k % 4, 4 + k / 4);
+    d[i] = rounded_to_zero(sum);
+  }
+}
 
 // A relaxed read-modify-write, as CUDA's are: it orders nothing else. Returns the old value.
 template <class T, class Change>
