@@ -111,7 +111,7 @@ struct Outgoing {
 
   explicit Outgoing(Derivative<A> to) : to(to) {}
 
-  void add(Vector<int32_t, kRanked> samples, Vector<A, kRanked> values) {
+  VG_INLINE void add(Vector<int32_t, kRanked> samples, Vector<A, kRanked> values) {
     if (!to.data) return;
     __builtin_memcpy(order[count], &samples, sizeof samples);
     __builtin_memcpy(value[count], &values, sizeof values);

@@ -102,7 +102,7 @@ void take_columns(Samples<A> samples, Directions<A> directions, Columns<A> colum
 
 // Lanes of 0 where all rows of a column are finite, NaN elsewhere; fills the rows past the end with +inf.
 template <class A>
-Pixel<A, kStrip<A>> finish_column(Column<A> column, int64_t rows) {
+VG_INLINE Pixel<A, kStrip<A>> finish_column(Column<A> column, int64_t rows) {
   constexpr int S = kStrip<A>;
   Pixel<A, S> wrong = {};
   for (int64_t i = 0; i < rows; ++i) {

@@ -15,7 +15,7 @@ struct Ranked {
   Column<double> column;
   const int32_t* index;  // float64: (rows, kRanked)
 
-  Vector<A, kRanked> value(int64_t i) const {
+  VG_INLINE Vector<A, kRanked> value(int64_t i) const {
     Vector<double, kRanked> key;
     __builtin_memcpy(&key, column.row(i), sizeof key);
     if constexpr (std::is_same_v<A, float>) {
@@ -25,7 +25,7 @@ struct Ranked {
       return key;
     }
   }
-  Vector<int32_t, kRanked> order(int64_t i) const {
+  VG_INLINE Vector<int32_t, kRanked> order(int64_t i) const {
     if constexpr (std::is_same_v<A, float>) {
       using Bits = Vector<int64_t, kRanked>;
       Bits key;
