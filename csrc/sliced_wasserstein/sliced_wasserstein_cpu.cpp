@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -17,8 +18,12 @@
 namespace vgkernels {
 
 bool sliced_wasserstein_cpu(const SlicedWassersteinParams& params, DType dtype, const Parallel& parallel) {
-  if (dtype == DType::float64) return VG_FOR_ISA(sliced_wasserstein<double>(params, parallel));
-  return VG_FOR_ISA(sliced_wasserstein<float>(params, parallel));
+  try {
+    if (dtype == DType::float64) return VG_FOR_ISA(sliced_wasserstein<double>(params, parallel));
+    return VG_FOR_ISA(sliced_wasserstein<float>(params, parallel));
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
 }
 
 }  // namespace vgkernels

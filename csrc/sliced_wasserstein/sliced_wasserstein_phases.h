@@ -33,7 +33,7 @@ struct Call {
     return {data, first, count, p.dim};
   }
   A* grad(int side) const { return static_cast<A*>(side == 0 ? p.grad_x : p.grad_y); }
-  // of the sum over segments
+  // by which the weights of segments are multiplied
   double scale() const { return 1.0 / double(weighted ? 1 : std::max(p.n, p.m)); }
 };
 
@@ -57,9 +57,8 @@ template <class A>
 struct PanelScratch {
   Scratch memory;
   Columns<A> columns[2];
-  Column<double> keys[2] = {};
+  RankScratch ranks[2] = {};
   A* packed = nullptr;
-  int32_t* index[2] = {};
 
   explicit PanelScratch(const Call<A>& call) {
     const bool ranked = call.gradients || call.weighted;
@@ -75,9 +74,11 @@ struct PanelScratch {
       for (int side = 0; side < 2; ++side) {
         const int64_t rows = columns[side].rows = call.rows(side);
         place(columns[side].data, Columns<A>::elements(rows));
-        keys[side].chunks = Column<double>::chunks_for(rows);
-        place(keys[side].data, ranked ? Column<double>::elements(rows) : 0);
-        place(index[side], ranked && sizeof(A) == 8 ? rows * kRanked : 0);
+        RankScratch& rank = ranks[side];
+        rank.keys.chunks = Column<double>::chunks_for(rows);
+        place(rank.keys.data, ranked ? Column<double>::elements(rows) : 0);
+        place(rank.index, ranked && sizeof(A) == 8 ? rows * kRanked : 0);
+        place(rank.pairs, ranked && sizeof(A) == 8 ? rows : 0);
       }
       if (pass == 0) memory = Scratch(bytes);
       if (!memory.data()) return;
@@ -102,8 +103,8 @@ void couple_panel(Call<A>& call, PanelScratch<A>& scratch, int64_t b, Directions
     };
     if (call.gradients || call.weighted) {
       for (int lane = 0; lane < kStrip<A> && l + lane < count; lane += kRanked) {
-        const Ranked<A> x = rank(column[0], lane, p.n, scratch.keys[0], scratch.index[0]);
-        const Ranked<A> y = rank(column[1], lane, p.m, scratch.keys[1], scratch.index[1]);
+        const Ranked<A> x = rank(column[0], lane, p.n, scratch.ranks[0]);
+        const Ranked<A> y = rank(column[1], lane, p.m, scratch.ranks[1]);
         const double scale = call.scale() / double(p.directions);
         with_power(p.p, [&](auto power) {
           if (call.weighted)

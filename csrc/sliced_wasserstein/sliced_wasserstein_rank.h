@@ -39,8 +39,16 @@ struct Ranked {
   }
 };
 
-// Ranks kRanked columns of `from`, starting at its lane `lane`; a NaN comes out in any place.
-inline Ranked<float> rank(Column<float> from, int lane, int64_t rows, Column<double> keys, int32_t*) {
+// What it takes to rank one side.
+struct RankScratch {
+  Column<double> keys;
+  int32_t* index;                     // float64: (rows, kRanked)
+  std::pair<double, int32_t>* pairs;  // float64: (rows)
+};
+
+// Ranks kRanked columns of `from`, starting at its lane `lane`; where one has a NaN, its order is any.
+inline Ranked<float> rank(Column<float> from, int lane, int64_t rows, RankScratch scratch) {
+  const Column<double> keys = scratch.keys;
   constexpr int N = VG_ISA_BYTES / 8;
   using Bits = Vector<int64_t, N>;
   for (int64_t i = 0; i < rows; ++i)
@@ -56,14 +64,14 @@ inline Ranked<float> rank(Column<float> from, int lane, int64_t rows, Column<dou
   return {keys, nullptr};
 }
 
-inline Ranked<double> rank(Column<double> from, int, int64_t rows, Column<double> keys, int32_t* index) {
-  std::vector<std::pair<double, int32_t>> pairs(rows);
+inline Ranked<double> rank(Column<double> from, int, int64_t rows, RankScratch scratch) {
+  const auto [keys, index, pairs] = scratch;
   for (int c = 0; c < kRanked; ++c) {
     for (int64_t i = 0; i < rows; ++i) {
       const double value = from.row(i)[c] + 0.0;
       pairs[i] = {value == value ? value : std::numeric_limits<double>::infinity(), int32_t(i)};  // a sort has no NaN
     }
-    std::sort(pairs.begin(), pairs.end());
+    std::sort(pairs, pairs + rows);
     for (int64_t i = 0; i < rows; ++i) {
       keys.row(i)[c] = pairs[i].first;
       index[i * kRanked + c] = pairs[i].second;
