@@ -82,14 +82,17 @@ void project(const Samples<A> (&side)[2], Directions<A> directions, A* packed, c
   }
 }
 
-// The same where the samples are projected already: coordinates become lines.
+// The same where the samples are projected already: coordinates become lines. Rows are far apart, so that no hardware
+// fetches them ahead.
 template <class A>
 void take_columns(Samples<A> samples, Directions<A> directions, Columns<A> columns) {
   constexpr int S = kStrip<A>;
-  for (int64_t s = 0; s < directions.strips(); ++s) {
-    const int count = int(std::min<int64_t>(S, directions.count - s * S));
-    const A* from = samples.data + directions.first + s * S;
-    for (int64_t i = 0; i < samples.rows; ++i, from += samples.dim) {
+  constexpr int64_t kAhead = 16;
+  for (int64_t i = 0; i < samples.rows; ++i)
+    for (int64_t s = 0; s < directions.strips(); ++s) {
+      const A* from = samples.data + i * samples.dim + directions.first + s * S;
+      __builtin_prefetch(from + std::min(kAhead, samples.rows - 1 - i) * samples.dim);
+      const int count = int(std::min<int64_t>(S, directions.count - s * S));
       A* to = columns[s].row(i);
       if (count == S) {
         store_pixel(to, load_pixel<A, S>(from));
@@ -97,7 +100,6 @@ void take_columns(Samples<A> samples, Directions<A> directions, Columns<A> colum
         for (int c = 0; c < S; ++c) to[c] = c < count ? from[c] : A(0);
       }
     }
-  }
 }
 
 // Lanes of 0 where all rows of a column are finite, NaN elsewhere; fills the rows past the end with +inf.
