@@ -78,6 +78,16 @@ def check_not_empty(op: str, name: str, value: Tensor, dims: dict[str, int]) -> 
             raise ValueError(f"{op}: expected {name} with {symbol} > 0, got shape {tuple(value.shape)}")
 
 
+def overlaps(tensor: Tensor) -> bool:
+    """Whether two elements may share a place: expanded ones, and strides interleaved beyond telling."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
 def check_option(op: str, name: str, value: Any, allowed: Sequence[str]) -> None:
     """ValueError unless `value` is one of the strings `allowed`."""
     if not isinstance(value, str) or value not in allowed:

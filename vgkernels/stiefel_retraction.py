@@ -13,8 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._checks import accumulation_dtype, check_not_empty, check_option, check_tensor
-from .svc_projection_matrix import overlaps
+from ._checks import accumulation_dtype, check_not_empty, check_option, check_tensor, overlaps
 
 _OP = "stiefel_retraction_"
 _ORTHOGONALITY = {torch.float32: 1e-6, torch.float64: 1e-12}  # largest entry of X^T X - I

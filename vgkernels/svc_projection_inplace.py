@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._checks import check_option, use_native
+from ._checks import check_option, overlaps, use_native
 from .svc_projection_matrix import (
     by_memory,
     check_bound,
     check_weight,
     find_shared,
     matrix_view,
-    overlaps,
     project_by_svd,
     tolerance,
 )

@@ -54,16 +54,6 @@ def by_memory(weight: Tensor, dim: int) -> list[int]:
     return [dim, *(others if torch.compiler.is_compiling() else sorted(others, key=weight.stride, reverse=True))]
 
 
-def overlaps(weight: Tensor) -> bool:
-    """Whether two elements may share a place: expanded weights, and strides interleaved beyond telling."""
-    reach = 0
-    for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
-        if size > 1 and stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False
-
-
 def find_shared(weights: Sequence[Tensor]) -> tuple[int, int] | None:
     """Two of them that have a byte in common, if any do; views that interleave without one are fine."""
     spans = []

@@ -20,6 +20,16 @@ __device__ __forceinline__ void cp_async16(void* shared, const void* global, uns
 #endif
 }
 
+// The same for 4 bytes, of which all are copied or, where `bytes` is 0, none. Addresses are multiples of 4.
+__device__ __forceinline__ void cp_async4(void* shared, const void* global, unsigned bytes = 4) {
+#if defined(__CUDACC__)
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#else
+  emu::copy_async(shared, global, 4, bytes);
+#endif
+}
+
 // Closes the group of the copies issued since the last commit.
 __device__ __forceinline__ void cp_async_commit() {
 #if defined(__CUDACC__)

@@ -44,6 +44,7 @@ namespace emu {
 
 constexpr int kWarp = 32;
 constexpr size_t kSlotBytes = 24;  // the most that a lane brings to a meeting: the operands of an mma
+using Slot = unsigned char[kSlotBytes];
 constexpr size_t kStackBytes = 256 << 10, kGuardBytes = 4096;
 constexpr size_t kStaticShared = 48 << 10, kOptInShared = 227 << 10;
 // Under TSan neighbouring blocks run on different fibers, so that nothing but their own atomics orders them.
@@ -122,7 +123,7 @@ struct Fiber {
 struct Meeting {
   unsigned mask, arrived = 0, generation = 0;
   const Fiber* first = nullptr;
-  alignas(16) unsigned char slots[2][kWarp][kSlotBytes];
+  alignas(16) Slot slots[2][kWarp];
   char token[2];
 };
 

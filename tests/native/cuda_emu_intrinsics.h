@@ -60,8 +60,7 @@ inline Meeting& meeting_of(Warp& warp, unsigned mask) {
 
 // Leaves this lane's value and waits for the lanes of the mask; returns the set of their values. Only __syncwarp orders
 // memory. Lanes that the block does not have are not waited for; lanes that have returned must not be named.
-inline const unsigned char (*meet(const char* primitive, unsigned mask, const void* value, size_t bytes, bool orders,
-                                  Site site))[kSlotBytes] {
+inline const Slot* meet(const char* primitive, unsigned mask, const void* value, size_t bytes, bool orders, Site site) {
   Warp& warp = machine.block->warps[current->linear / kWarp];
   const unsigned me = 1u << current->lane(), lanes = mask & warp.exists;
   current->primitive = primitive;
