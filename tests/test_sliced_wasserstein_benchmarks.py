@@ -83,11 +83,13 @@ META |= {"dirty": False, "date": "2026-11-22T15:00:00+00:00"}
 def test_table_of_the_sort() -> None:
     row = {"case": "sort alone, 1024 x 512", "ours_ms": 2.097152, "peers": {"torch": 104.8576}, "gemm_GFps": 55.0}
     rows = [row, row | {"case": "sort alone, 8192 x 512", "peers": {}}, {"case": "N64 D128 L128"}]
+    rows.append(row | {"case": "sort alone, 262144 x 16"})
     expected = """\
-| rows | ours | torch | goal | network at the GEMM's rate |
+| rows x columns | ours | torch | goal | network at the GEMM's rate |
 | --- | --- | --- | --- | --- |
-| 1024 | 2 | 100 | 1.5 missed | 2 |
-| 8192 | 0.25 | - | 3 met | 3.31 |
+| 1024 x 512 | 2 | 100 | 1.5 missed | 2 |
+| 8192 x 512 | 0.25 | - | 3 met | 3.31 |
+| 262144 x 16 | 0.25 | 12.5 | - | 6.22 |
 
 Some CPU, 1 thread, torch 2.13.0, commit 0123456789ab, 2026-11-22; ns."""
     assert sliced_wasserstein.sort_markdown({"meta": META, "rows": rows}) == expected
