@@ -135,6 +135,37 @@ def test_weights(native, dtype):
 
 
 @pytest.mark.parametrize("dtype", ("float64", "float32"))
+@pytest.mark.parametrize("bad", (np.nan, np.inf, -1e-3))
+def test_weights_that_are_none_poison_their_entry_alone(native, dtype, bad):
+    case = gaussian(2, 30, 41, 4, 20, dtype=dtype)
+    weights = tuple(np.full((2, count), 1 / count) for count in (30, 41))
+    want = case.run(Kernels(native, weights))
+    for side in (0, 1):
+        spoilt = [side_weights.copy() for side_weights in weights]
+        spoilt[side][1, 3] = bad
+        for output, before in zip(case.run(Kernels(native, tuple(spoilt))), want, strict=True):
+            assert np.isnan(output[1]).all()
+            assert output[0].tobytes() == before[0].tobytes()
+
+
+def test_a_sample_without_weight_may_be_at_any_distance(native):
+    case = Case(np.array([[[-1e300], [0.0]]]), np.array([[[0.0], [1.0]]]), np.ones((1, 1, 1)), 2.0)
+    value, *gradients = case.run(Kernels(native, (np.array([[0.0, 1.0]]), np.full((1, 2), 0.5))))
+    assert value == 0.5
+    assert [gradient.ravel().tolist() for gradient in gradients] == [[0, -1], [0, 1], [1]]
+
+
+def test_equal_weights_normalised_by_sums_that_rounded_differently(native):
+    draw = np.random.default_rng(0)
+    for n in (2, 10, 77, 1000):
+        x, weights = draw.standard_normal((1, n, 3)), draw.random((1, n))
+        case = Case(x, x[:, ::-1], draw.standard_normal((1, 5, 3)), 1.0)
+        scaled = weights / (1 + 4e-15), weights[:, ::-1].copy()
+        for output in case.run(Kernels(native, tuple(w / weights.sum() for w in scaled))):
+            assert not output.any()
+
+
+@pytest.mark.parametrize("dtype", ("float64", "float32"))
 def test_any_split_gives_the_same_bits(native, dtype):
     draw = np.random.default_rng(0)
     for case in (gaussian(3, 150, 70, 20, 100, groups=3, dtype=dtype), gaussian(1, 20000, 3000, 2, 150, dtype=dtype)):

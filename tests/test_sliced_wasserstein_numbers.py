@@ -269,3 +269,30 @@ def test_an_entry_does_not_depend_on_its_batch() -> None:
     for b in range(4):
         alone = evaluate(sliced_wasserstein, x[b : b + 1], y[b : b + 1], theta)
         assert all(torch.equal(a[b : b + 1], c) for a, c in zip(whole[:3], alone[:3], strict=True))
+
+
+# ---- weights that are none, where nobody may look at them ----
+
+
+@pytest.mark.parametrize("weights", [torch.zeros(5), torch.tensor([1.0, 2, -1, 1, 1])])
+def test_unseen_weights_poison_their_entry(weights: Tensor) -> None:
+    torch._dynamo.reset()
+    x, y, theta = normal(1, 5, 3), normal(1, 7, 3, seed=1), directions(6, 3)
+    compiled = torch.compile(lambda a, w: sliced_wasserstein(a, y, projections=theta, x_weights=w), backend="eager")
+    assert compiled(x, weights).isnan()
+    assert torch.vmap(lambda a: sliced_wasserstein(a, y[0], projections=theta, x_weights=weights))(x).isnan()
+
+
+def test_weights_of_any_scale() -> None:
+    x, y, theta = normal(50, 3), normal(40, 3, seed=1), directions(6, 3)
+    weights = normal(50, seed=2).abs()
+    want = sliced_wasserstein(x, y, projections=theta, x_weights=weights)
+    for scale in (2.0**-1000, 2.0**1020):
+        got = sliced_wasserstein(x, y, projections=theta, x_weights=weights * scale)
+        torch.testing.assert_close(got, want, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("function", BOTH)
+def test_a_sample_without_weight_may_be_at_any_distance(function: Any) -> None:
+    x, y, weights = torch.tensor([[-1e30], [0.0]]), torch.tensor([[0.0], [1.0]]), torch.tensor([0.0, 1.0])
+    assert function(x, y, projections=torch.ones(1, 1), p=50.0, x_weights=weights) == 0.5

@@ -83,7 +83,19 @@ def test_gradient_none() -> None:
     moved, by_source, by_target = run(source, target, grad_out, source_gradient="none")
     assert not by_source.any()
     torch.testing.assert_close((moved, by_target), (want[0], want[2]), rtol=1e-12, atol=1e-13)
-    assert not sort_transport(source.requires_grad_(), target, source_gradient="none").requires_grad
+    assert sort_transport(source.requires_grad_(), target, source_gradient="none").requires_grad  # of 0
+
+
+def test_infinite_targets() -> None:
+    moved = sort_transport(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[0.0], [math.inf]]))
+    assert moved.flatten().tolist() == [0, math.inf, math.inf]
+
+
+def test_forward_mode() -> None:
+    source, target, tangent = normal(12, 3), normal(17, 3, seed=1), normal(12, 3, seed=2)
+    got = torch.func.jvp(lambda s: sort_transport(s, target), (source,), (tangent,))[1]
+    _, slopes, _ = run(source, target, torch.ones(12, 3))
+    torch.testing.assert_close(got, slopes * tangent, rtol=1e-12, atol=0)
 
 
 @settings(max_examples=40)

@@ -88,6 +88,14 @@ def test_stays_on_the_manifold(dtype: torch.dtype, method: str) -> None:
     assert (stiefel_retraction_(start.clone(), method) - start).abs().max() <= 2e-6
 
 
+@pytest.mark.parametrize("method", ["polar", "qr"])
+def test_huge_and_tiny_matrices(method: str) -> None:
+    weight = normal(5, 5).float()
+    want = stiefel_retraction_(weight.clone(), method)
+    for scale in (2.0**-120, 2.0**125):
+        torch.testing.assert_close(stiefel_retraction_(weight * scale, method), want, rtol=0, atol=2e-6)
+
+
 def test_polar_is_the_nearest() -> None:
     weight = normal(20, 12)
     polar, qr = (stiefel_retraction_(weight.clone(), method) for method in METHODS)

@@ -36,7 +36,10 @@ def reference_value(
     else:
         weight, i, j = _weighted_segments(_at(x_weights, s_order), _at(y_weights, t_order))
         s, t = s.gather(-1, i), t.gather(-1, j)
-    powers = _power(s - t, p)
+    difference = s - t
+    if isinstance(weight, Tensor) and weight.dim() > 1:  # a sample without weight may be at any distance
+        difference = torch.where(weight == 0, 0, difference)
+    powers = _power(difference, p)
     total = powers.sum(-1) * weight if isinstance(weight, float) else (powers * weight.to(powers.dtype)).sum(-1)
     return total.mean(-1)
 

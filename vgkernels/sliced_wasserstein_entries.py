@@ -213,6 +213,11 @@ def _value_fake(
     for name, tensor in named.items():
         check_same_dtype(op, name, tensor, "x", x)
         check_same_device(op, name, tensor, "x", x)
+    for name, weights, dims in (("x_weights", x_weights, "B N"), ("y_weights", y_weights, "B M")):
+        if weights is not None:
+            check_tensor(op, name, weights, (torch.float64,))
+            check_same_device(op, name, weights, "x", x)
+            check_shape(op, name, weights, dims, sizes)
     check_not_empty(op, "x", x, {"N": sizes["N"], "D": sizes["D"]})
     check_not_empty(op, "y", y, {"M": sizes["M"]})
     return x.new_empty(x.shape[0])

@@ -87,7 +87,9 @@ def _ascend(x: Tensor, y: Tensor, direction: Tensor, steps: int, lr: float, p: f
         better = value > highest
         best = torch.where(better.unsqueeze(-1), direction, best)
         highest = torch.where(better, value, highest)
-        step = torch.nn.functional.normalize(gradient.squeeze(1), dim=-1)
+        gradient = gradient.squeeze(1)
+        largest = gradient.abs().amax(-1, keepdim=True)  # first: squares would leave the range of float32
+        step = torch.nn.functional.normalize(gradient / torch.where(largest > 0, largest, 1), dim=-1)
         direction = torch.nn.functional.normalize(direction + lr * step, dim=-1)
     return best
 

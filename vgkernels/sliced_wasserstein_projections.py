@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._checks import FLOATING, accumulation_dtype, check_option
 
@@ -90,13 +91,18 @@ def _place(device: torch.device | str | None, generator: torch.Generator | None)
     return device if generator is None else generator.device
 
 
+def drawing(generator: torch.Generator | None) -> dict[str, Any]:
+    """As an argument of torch.rand*: a None there picks an overload that takes no symbolic sizes."""
+    return {} if generator is None else {"generator": generator}
+
+
 def _draw_gaussian(count: int, dim: int, generator: Any, dtype: torch.dtype, device: Any) -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(count, dim, generator=generator, dtype=dtype, device=device))
+    return torch.nn.functional.normalize(torch.randn(count, dim, **drawing(generator), dtype=dtype, device=device))
 
 
 def _draw_orthogonal(count: int, dim: int, generator: Any, dtype: torch.dtype, device: Any) -> Tensor:
     shape = (-(-count // dim), dim, min(count, dim))
-    q, r = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=dtype, device=device))
+    q, r = torch.linalg.qr(torch.randn(shape, **drawing(generator), dtype=dtype, device=device))
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)  # else Q follows LAPACK's habit, and is not Haar
     return (q * signs.unsqueeze(-2)).mT.flatten(0, 1)[:count]
 
@@ -117,19 +123,28 @@ _DRAW = {"gaussian": _draw_gaussian, "orthogonal": _draw_orthogonal, "hadamard":
 def hadamard_signs(count: int, dim: int, *, generator: Any, dtype: torch.dtype, device: Any) -> Tensor:
     """s_k / sqrt(D), (blocks, D): all that is random in `count` structured directions."""
     shape = (-(-count // _block(count, dim)), dim)
-    bits = torch.randint(2, shape, generator=generator, dtype=dtype, device=_place(device, generator))
+    bits = torch.randint(2, shape, **drawing(generator), dtype=dtype, device=_place(device, generator))
     return ((2 * bits - 1) / math.sqrt(dim)).to(device)
 
 
 def project_hadamard(samples: Tensor, signs: Tensor, count: int) -> Tensor:
     """samples (..., N, D) on the first `count` directions of those signs: (..., N, count)."""
-    folded = _Fold.apply(samples, signs, _block(count, samples.shape[-1]))  # (..., N, blocks, K)
+    size = _block(count, samples.shape[-1])
+    if forward_ad._current_level >= 0:  # a Function with a jvp of its own could not be compiled
+        folded = (_in_blocks(samples, size).unsqueeze(-3) * _in_blocks(signs, size)).sum(-2)
+    else:
+        folded = _Fold.apply(samples, signs, size)  # (..., N, blocks, K)
     return _transform(folded).flatten(-2)[..., :count]
 
 
 def _block(count: int, dim: int) -> int:
     """K."""
     return 1 << min(dim.bit_length() - 1, (count - 1).bit_length())
+
+
+def _in_blocks(values: Tensor, size: int) -> Tensor:
+    """(..., D) as (..., D / K, K), with zeros to fill the last block."""
+    return torch.nn.functional.pad(values, (0, -values.shape[-1] % size)).unflatten(-1, (-1, size))
 
 
 def _transform(values: Tensor) -> Tensor:
@@ -167,8 +182,7 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (signs,) = ctx.saved_tensors
-        dim = signs.shape[-1]
-        padded = torch.nn.functional.pad(signs, (0, -dim % ctx.size)).unflatten(-1, (-1, ctx.size))
+        dim, padded = signs.shape[-1], _in_blocks(signs, ctx.size)
         gradient = grad[..., 0, None, :] * padded[0]  # (..., N, D / K, K)
         for k in range(1, len(padded)):
             gradient = gradient + grad[..., k, None, :] * padded[k]

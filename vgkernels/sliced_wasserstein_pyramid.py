@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._checks import FLOATING, accumulation_dtype, check_same_device, check_same_dtype, check_shape, check_tensor
 from .sliced_wasserstein_entries import value_of_entries
-from .sliced_wasserstein_projections import check_count, check_generator, random_projections
+from .sliced_wasserstein_projections import check_count, check_generator, drawing, random_projections
 
 _OP = "sliced_wasserstein_pyramid"
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
@@ -67,13 +67,16 @@ def sliced_wasserstein_pyramid(
     """
     _check(images_a, images_b, levels, patches_per_image, patch, n_projections, generator)
     wide = torch.float32 if images_a.dtype == torch.uint8 else accumulation_dtype(images_a.dtype)
-    sets = []
+    sets, scales = [], []
     for images in (images_a, images_b):
         places = _draw_places(images, levels, patches_per_image, patch, generator)
         sets.append(_patches_of_levels(images, places, patch, wide))
+        scales.append(images.to(wide).abs().amax((0, 2, 3), keepdim=True))
     values = []
     for a, b in zip(*sets, strict=True):
-        x, y = (_normalised(each).flatten(1).unsqueeze(0) for each in (a, b))  # (1, A P, C patch patch)
+        x, y = (  # (1, A P, C patch patch)
+            _normalised(each, scale).flatten(1).unsqueeze(0) for each, scale in zip((a, b), scales, strict=True)
+        )
         directions = random_projections(
             n_projections, x.shape[-1], generator=generator, dtype=wide, device=images_a.device
         )
@@ -142,7 +145,7 @@ def _draw_places(images: Tensor, levels: int, count: int, patch: int, generator:
     places = []
     for level in range(levels):
         ends = (size // 2**level - patch + 1 for size in images.shape[2:])
-        rows, columns = (torch.randint(end, (len(images), count), generator=generator, device=device) for end in ends)
+        rows, columns = (torch.randint(end, (len(images), count), **drawing(generator), device=device) for end in ends)
         places.append((rows.to(images.device), columns.to(images.device)))
     return places
 
@@ -168,8 +171,9 @@ def _cut(level: Tensor, rows: Tensor, columns: Tensor, patch: int) -> Tensor:
     return cut.unflatten(2, (-1, patch, patch)).transpose(1, 2).flatten(0, 1)
 
 
-def _normalised(patches: Tensor) -> Tensor:
-    """Each channel to mean 0 and deviation 1 over all patches; one that is constant to 0."""
+def _normalised(patches: Tensor, scale: Tensor) -> Tensor:
+    """Each channel to mean 0 and deviation 1 over all patches; to 0 where it has no more than rounding at `scale`."""
     patches = patches - patches.mean((0, 2, 3), keepdim=True, dtype=torch.float64).to(patches.dtype)
     deviation = patches.square().mean((0, 2, 3), keepdim=True, dtype=torch.float64).sqrt().to(patches.dtype)
-    return patches / torch.where(deviation == 0, 1, deviation)
+    constant = deviation <= 16 * torch.finfo(patches.dtype).eps * scale
+    return torch.where(constant, 0, patches / torch.where(constant, 1, deviation))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._checks import (
     accumulation_dtype,
@@ -76,9 +77,11 @@ def sort_transport(source: Tensor, target: Tensor, *, source_gradient: str = "sl
     images = _order_statistics(target, sizes["N"])
     ranks = order.argsort(dim=0)
     moved = images.gather(0, ranks)
-    if source_gradient == "slope":
-        moved = _WithSlope.apply(moved, source, _slopes(ordered, images.detach()).gather(0, ranks))
-    return moved.to(dtype)
+    slopes = _slopes(ordered, images.detach()) if source_gradient == "slope" else torch.zeros_like(ordered)
+    slopes = slopes.gather(0, ranks)
+    if forward_ad._current_level >= 0:  # a Function with a jvp of its own could not be compiled
+        return (moved + slopes * (source - source.detach())).to(dtype)
+    return _WithSlope.apply(moved, source, slopes).to(dtype)
 
 
 def _order_statistics(target: Tensor, count: int) -> Tensor:
@@ -90,7 +93,9 @@ def _order_statistics(target: Tensor, count: int) -> Tensor:
     place = twice.clamp(0, 2 * count * (m - 1))
     below = place // (2 * count)
     share = ((place - below * (2 * count)).double() / (2 * count)).to(target.dtype).unsqueeze(1)
-    return torch.lerp(ordered[below], ordered[(below + 1).clamp(max=m - 1)], share)
+    low, high = ordered[below], ordered[(below + 1).clamp(max=m - 1)]
+    exact = (share == 0) | (low.isinf() & (low == high))
+    return torch.where(exact, low, low * (1 - share) + high * share)
 
 
 def _slopes(source: Tensor, images: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ def stiefel_retraction_(weight: Tensor, method: str = "polar") -> Tensor:
         dtype = torch.float64  # products of TF32 or bfloat16 would not converge
     wide = weight.shape[-2] < weight.shape[-1]
     matrices = weight.to(dtype).flatten(0, -3) if weight.dim() > 2 else weight.to(dtype).unsqueeze(0)
+    largest = matrices.abs().amax((-2, -1), keepdim=True)
+    matrices = matrices / torch.where(largest > 0, largest, 1)  # norms of huge ones would overflow
     with torch.autocast(weight.device.type, enabled=False):
         result = (_polar if method == "polar" else _qr)(matrices.mT if wide else matrices)
     weight.copy_((result.mT if wide else result).reshape(weight.shape))
@@ -80,8 +82,7 @@ def stiefel_retraction_(weight: Tensor, method: str = "polar") -> Tensor:
 
 def _polar(matrices: Tensor) -> Tensor:
     """Of tall ones (B, n, m)."""
-    x = matrices / matrices.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
-    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    x, identity = matrices, torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     gram = x.mT @ x
     bound = torch.minimum(gram.abs().sum(-1).amax(-1), torch.linalg.matrix_norm(gram))  # of its norm
     bound = torch.where(bound > 0, bound, 1)[:, None, None]

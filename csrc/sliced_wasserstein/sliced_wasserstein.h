@@ -32,7 +32,7 @@ struct SlicedWassersteinParams {
   void* grad_projections;                        // (B, L, D): d value(b) / d projections
 };
 
-// A NaN or Inf among the projections of an entry makes its value NaN, and its gradients NaN wherever that direction
-// adds to them; other entries don't notice. d|d|^p at 0 is 0, also for p = 1.
+// A NaN or Inf among the projections of an entry makes its value NaN, and its gradients wherever that direction adds to
+// them; weights that are none, all of both. Other entries don't notice. d|d|^p at 0 is 0, also for p = 1.
 
 }  // namespace vgkernels

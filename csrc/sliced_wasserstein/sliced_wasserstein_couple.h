@@ -164,6 +164,10 @@ void distance_and_slope(const std::vector<Segment>& segments, const Ranked<A>& x
 
 // ---- weights: each direction has segments of its own ----
 
+// The share of a sample's weight that counts as none: two sides with the same weights were normalised by sums that may
+// have rounded differently, and their samples still have to meet one by one.
+constexpr double kNothing = 1e-13;
+
 // One side of one lane: the k-th smallest sample's value and weight, and the derivative that it has gathered.
 template <class A>
 struct Queue {
@@ -173,7 +177,7 @@ struct Queue {
   int64_t rows;
   int lane;
   int64_t k = 0, sample = 0;
-  double left = 0, value = 0, gathered = 0;
+  double left = 0, least = 0, value = 0, gathered = 0;
 
   Queue(const Ranked<A>& ranked, const double* weights, Derivative<A> to, int64_t rows, int lane)
       : ranked(ranked), weights(weights), to(to), rows(rows), lane(lane) {
@@ -183,6 +187,7 @@ struct Queue {
     sample = ranked.order(k)[lane];
     value = double(ranked.value(k)[lane]);
     left = weights[sample];
+    least = kNothing * left;
   }
   void next() {
     if (to.data) to.data[sample * to.pitch + lane] = A(gathered);
@@ -192,9 +197,16 @@ struct Queue {
   void take(double weight, double slope) {
     left -= weight;
     gathered += slope;
-    if (left <= 0) next();
+    if (!(left > least)) next();
   }
 };
+
+// 0, or NaN if they are none.
+inline double check_weights(const double* weights, int64_t count) {
+  bool right = true;
+  for (int64_t i = 0; i < count; ++i) right &= weights[i] >= 0 && weights[i] <= 2;
+  return right ? 0 : std::numeric_limits<double>::quiet_NaN();
+}
 
 // The same, lane by lane, where sample n of a side weighs weights[n].
 template <class A, class Power>
@@ -209,9 +221,12 @@ void weighted_distance(const Ranked<A>& x, const Ranked<A>& y, int64_t n, int64_
     sum[lane] = 0;
     while (s.k < n && t.k < m) {
       const double weight = std::min(s.left, t.left);
-      const One d = {s.value - t.value};
-      sum[lane] += weight * power.value(d)[0];
-      const double slope = scale * weight * power.slope(d)[0];
+      double slope = 0;
+      if (weight > 0) {  // a sample without weight may be at any distance
+        const One d = {s.value - t.value};
+        sum[lane] += weight * power.value(d)[0];
+        slope = scale * weight * power.slope(d)[0];
+      }
       s.take(weight, slope);
       t.take(weight, -slope);
     }

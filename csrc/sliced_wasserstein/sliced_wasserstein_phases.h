@@ -92,10 +92,13 @@ void couple_panel(Call<A>& call, PanelScratch<A>& scratch, int64_t b, Directions
                   const Derivative<A> (&to)[2]) {
   const SlicedWassersteinParams& p = call.p;
   const int64_t count = directions.count;
+  double wrong_weights = 0;
+  if (call.weighted)
+    wrong_weights = check_weights(p.x_weights + b * p.n, p.n) + check_weights(p.y_weights + b * p.m, p.m);
   for (int64_t l = 0; l < count; l += kStrip<A>) {
     const Column<A> column[2] = {scratch.columns[0][l / kStrip<A>], scratch.columns[1][l / kStrip<A>]};
     const Pixel<A, kStrip<A>> wrong_x = finish_column(column[0], p.n), wrong_y = finish_column(column[1], p.m);
-    double sum[kStrip<A>];
+    double sum[kStrip<A>] = {};
     const auto derivative = [&](int side, int64_t lane) {
       const Derivative<A>& all = to[side];
       return Derivative<A>{all.data ? all.data + l + lane : nullptr, all.pitch,
@@ -107,6 +110,7 @@ void couple_panel(Call<A>& call, PanelScratch<A>& scratch, int64_t b, Directions
         const Ranked<A> y = rank(column[1], lane, p.m, scratch.ranks[1]);
         const double scale = call.scale() / double(p.directions);
         with_power(p.p, [&](auto power) {
+          if (wrong_weights != 0) return;  // they couple nothing
           if (call.weighted)
             weighted_distance(x, y, p.n, p.m, p.x_weights + b * p.n, p.y_weights + b * p.m, power, scale,
                               derivative(0, lane), derivative(1, lane), sum + lane);
@@ -122,7 +126,8 @@ void couple_panel(Call<A>& call, PanelScratch<A>& scratch, int64_t b, Directions
     }
     for (int c = 0; c < std::min<int64_t>(kStrip<A>, count - l); ++c) {
       const double wrong =
-          double(wrong_x.part[c / wrong_x.N][c % wrong_x.N] + wrong_y.part[c / wrong_y.N][c % wrong_y.N]);
+          double(wrong_x.part[c / wrong_x.N][c % wrong_x.N] + wrong_y.part[c / wrong_y.N][c % wrong_y.N]) +
+          wrong_weights;
       call.sums[b * p.directions + directions.first + l + c] = sum[c] * call.scale() + wrong;
       if (wrong == 0) continue;
       for (int side = 0; side < 2; ++side)
