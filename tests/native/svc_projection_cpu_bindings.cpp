@@ -26,9 +26,7 @@ py::array_t<double> project(const std::string& dtype, const std::vector<Matrix>&
     matrices.push_back({blocks.output(array), rows, columns, row_stride, column_stride, bound});
   const int64_t count = int64_t(matrices.size());
   auto* report = static_cast<SvcReport*>(blocks.block(count * int64_t(sizeof(SvcReport)), poison));
-  const Parallel parallel = [&](int64_t units, int64_t, const Range& run) {
-    in_pieces(units, pieces, reversed, run);
-  };
+  const Parallel parallel = [&](int64_t units, int64_t, const Range& run) { in_pieces(units, pieces, reversed, run); };
   if (!svc_projection_cpu(matrices.data(), count, dtype_named(dtype), skip_nonfinite, parallel, report))
     throw std::runtime_error("out of memory");
   blocks.give_back();
