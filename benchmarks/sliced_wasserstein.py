@@ -257,7 +257,21 @@ def sort_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join([*("| " + " | ".join(line) + " |" for line in cells), "", f"{table.place(report['meta'])}; ns."])
 
 
+def ceiling_markdown(report: Mapping[str, Any]) -> str:
+    """How many times the floor the peers take, beside the goals: as much as a sort that costs nothing would gain."""
+    cells = [["case", "direction", "pot / floor (goal)", "torch / floor (goal)"], ["---"] * 4]
+    for row in report["rows"]:
+        if row["goal"] and row["peer_goals"]:
+            goals = {row["baseline"]: row["goal"], **row["peer_goals"]}
+            shown = [f"{row['peers'][peer] / row['floor_ms']:.3g} ({goals[peer][0]:g})" for peer in ("pot", "torch")]
+            cells.append([row["case"], row["direction"], *shown])
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in cells), "", f"{table.place(report['meta'])}."])
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m benchmarks.sliced_wasserstein", description="The table of the sort.")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.sliced_wasserstein", description="The tables of the sort and of the ceilings."
+    )
     parser.add_argument("file", type=Path, metavar="FILE.json", help="a report of python -m benchmarks")
-    print(sort_markdown(json.loads(parser.parse_args().file.read_text())))
+    given = json.loads(parser.parse_args().file.read_text())
+    print(sort_markdown(given), ceiling_markdown(given), sep="\n\n")

@@ -145,6 +145,7 @@ def test_bad_arguments_exit_with_2(bad: list[str]) -> None:
 PRINTERS: dict[str, Any] = {
     "table": table.markdown,
     "sort": sliced_wasserstein.sort_markdown,
+    "ceiling": sliced_wasserstein.ceiling_markdown,
     "directions": by_directions.markdown,
 }
 
@@ -152,7 +153,7 @@ PRINTERS: dict[str, Any] = {
 @pytest.mark.parametrize("page", ["docs/sliced_wasserstein.md", "docs/choosing_directions.md"])
 def test_pages_show_the_committed_reports(page: str) -> None:
     source = (ROOT / page).read_text()
-    found = re.findall(r"<!-- (table|sort|directions) (\S+)(?: case=)? -->\n(.*?)<!-- end -->", source, re.S)
+    found = re.findall(r"<!-- (table|sort|ceiling|directions) (\S+)(?: case=)? -->\n(.*?)<!-- end -->", source, re.S)
     assert len(found) == source.count("<!-- end -->") > 0
     for kind, file, text in found:
         assert text.strip() == PRINTERS[kind](json.loads((ROOT / file).read_text())).strip()

@@ -72,3 +72,15 @@ VG_INLINE void product_tile(C* c, int64_t c_row, int64_t c_strip, const A* a, in
   for (int r = 0; r < kTileRows; ++r)
     for (int s = 0; s < kStrips; ++s) store_result(c + r * c_row + s * c_strip, total[r][s], how);
 }
+
+// Calls f(kStrips, column) until the columns [column, end) are done; column is a multiple of the widest.
+template <class A, class F>
+void by_strips(int64_t column, int64_t end, const F& f) {
+  constexpr int S = kStrip<A>;
+  for (; column + (kTileStrips - 1) * S < end; column += kTileStrips * S)
+    f(std::integral_constant<int, kTileStrips>{}, column);
+  if (kTileStrips == 3 && column + S < end)
+    f(std::integral_constant<int, 2>{}, column);
+  else if (kTileStrips == 3 && column < end)
+    f(std::integral_constant<int, 1>{}, column);
+}

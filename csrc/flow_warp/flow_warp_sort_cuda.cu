@@ -1,5 +1,6 @@
 // A stable radix sort of source pixels by the image cell they read: 8 bits a pass, all images of a group side by side.
 // Decides keys, passes and scratch; leaves what is summed over the lists to flow_warp_backward_cuda.cu.
+#include "common/workspace.h"
 #include "flow_warp/flow_warp_cuda.h"
 #include "flow_warp/flow_warp_sort.h"
 
@@ -164,18 +165,6 @@ __global__ void __launch_bounds__(kThreads, 4)
   const A keep = source.mask ? 1 - source.mask[base + pixel] : A(1);
   entries[base + i] = {source.x(image, pixel).fraction, source.y(image, pixel).fraction, keep, pixel};
 }
-
-// Cuts the workspace into aligned pieces; from null it only counts.
-struct Pieces {
-  char* begin;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(begin + used);  // reinterpret_cast: untyped scratch, aligned to 256 bytes
-    used += (count * int64_t(sizeof(T)) + 255) / 256 * 256;
-    return piece;
-  }
-};
 
 template <class A>
 struct Scratch {

@@ -99,8 +99,8 @@ struct Derivative {
   }
 };
 
-// Derivatives on their way: held back for a while, because a loop of scalar loads and stores moves them four times as
-// fast as lanes taken out of registers.
+// Derivatives on their way: held back for a while, so that a loop of scalar loads and stores moves them. Written at
+// once they would be taken out of registers lane by lane.
 template <class A>
 struct Outgoing {
   static constexpr int kHeldBack = 64;

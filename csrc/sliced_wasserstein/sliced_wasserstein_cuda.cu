@@ -3,6 +3,7 @@
 // Nothing waits; all sums have one order, those over chunks too: a chunk adds to what the chunk before has written.
 #include "sliced_wasserstein/sliced_wasserstein_cuda.h"
 
+#include "common/workspace.h"
 #include "sliced_wasserstein/sliced_wasserstein_product_cuda.h"
 
 namespace vgkernels {
@@ -40,18 +41,6 @@ struct Cut {
     entries = directions < p.directions ? 1 : std::max<int64_t>(1, entries);
   }
   int64_t rows() const { return entries * directions; }
-};
-
-// Cuts the workspace into aligned pieces; from null it only counts.
-struct Pieces {
-  char* begin;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(begin + used);  // reinterpret_cast: untyped scratch, aligned to 256 bytes
-    used += divide_up(count * int64_t(sizeof(T)), 256) * 256;
-    return piece;
-  }
 };
 
 template <class T, bool kIndexed>

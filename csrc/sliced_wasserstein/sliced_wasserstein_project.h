@@ -52,18 +52,15 @@ void project_strips(Samples<A> samples, int64_t k, int64_t K, const A* panel, Co
 
 template <class A>
 void project_columns(Samples<A> samples, int64_t k, int64_t K, int64_t strips, const A* panel, Columns<A> columns) {
-  const auto some = [&](auto count, int64_t s) {
+  by_strips<A>(0, strips * kStrip<A>, [&](auto count, int64_t column) {
     constexpr int kStrips = decltype(count)::value;
-    const A* part = panel + s * (K + 1) * kStrip<A>;
+    const Column<A> first = columns[column / kStrip<A>];
+    const A* part = panel + column * (K + 1);
     if (k == 0)
-      project_strips<Into::assign, kStrips>(samples, k, K, part, columns[s], columns.apart());
+      project_strips<Into::assign, kStrips>(samples, k, K, part, first, columns.apart());
     else
-      project_strips<Into::add, kStrips>(samples, k, K, part, columns[s], columns.apart());
-  };
-  int64_t s = 0;
-  for (; s + kTileStrips <= strips; s += kTileStrips) some(std::integral_constant<int, kTileStrips>{}, s);
-  if (kTileStrips == 3 && s + 2 == strips) some(std::integral_constant<int, 2>{}, s);
-  if (kTileStrips == 3 && s + 1 == strips) some(std::integral_constant<int, 1>{}, s);
+      project_strips<Into::add, kStrips>(samples, k, K, part, first, columns.apart());
+  });
 }
 
 // Both sides' projections on a panel; `packed` holds packed_elements. Lanes past the last direction are 0.

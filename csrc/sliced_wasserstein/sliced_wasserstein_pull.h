@@ -43,18 +43,6 @@ void pack_block(const A* from, int64_t rows, int64_t width, int64_t column, A* t
   }
 }
 
-// Calls f(kStrips, column) until the columns [column, end) are done; column is a multiple of the widest.
-template <class A, class F>
-void by_strips(int64_t column, int64_t end, const F& f) {
-  constexpr int S = kStrip<A>;
-  for (; column + (kTileStrips - 1) * S < end; column += kTileStrips * S)
-    f(std::integral_constant<int, kTileStrips>{}, column);
-  if (kTileStrips == 3 && column + S < end)
-    f(std::integral_constant<int, 2>{}, column);
-  else if (kTileStrips == 3 && column < end)
-    f(std::integral_constant<int, 1>{}, column);
-}
-
 constexpr int64_t kBlock = 4 * kWide;  // columns of Theta that are packed at a time: a third of L2, for 512 directions
 
 // grad (rows, dim) op= G Theta, for as many rows of G and of grad from their first ones; `packed` holds (G.count + 1)

@@ -3,7 +3,7 @@
 // -0 equals 0. Compiled once per instruction set, no guard.
 
 constexpr int kRanked = kStrip<double>;  // columns that are ranked at a time
-constexpr int64_t kLargestIndex = (int64_t(1) << 29) - 1;
+constexpr int64_t kLargestIndex = kSlicedWassersteinLargest - 1;
 
 // A float32 as a float64 leaves the low 29 bits free. Zero becomes 2^-1000, below every float32: index bits beside an
 // exponent of zero would make a subnormal number, which a process that flushes them does not tell from others.

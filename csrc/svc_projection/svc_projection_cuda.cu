@@ -6,6 +6,7 @@
 // loops that end when no layer has a part in them.
 #include <cmath>
 
+#include "common/workspace.h"
 #include "svc_projection/svc_projection_cuda.h"
 #include "svc_projection/svc_projection_layers_cuda.h"
 
@@ -47,18 +48,6 @@ __global__ void write_report(Problem p, SvcReport* report) {
 }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Cuts the workspace into aligned pieces; from null it only counts.
-struct Pieces {
-  char* begin;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(begin + used);  // reinterpret_cast: untyped scratch, aligned to 256 bytes
-    used += divide_up(count * int64_t(sizeof(T)), 256) * 256;
-    return piece;
-  }
-};
 
 int64_t tiles_of_matrix(int64_t m, int64_t tile) { return divide_up(m, tile) * (divide_up(m, tile) + 1) / 2; }
 
@@ -145,7 +134,7 @@ const char* measure(const Problem& p, DType dtype, void* stream) {
 }  // namespace svc_cuda
 
 int64_t svc_projection_workspace_cuda(const SvcMatrix* matrices, int64_t count, DType) {
-  svc_cuda::Pieces pieces = svc_cuda::Workspace(matrices, count, nullptr).pieces;
+  Pieces pieces = svc_cuda::Workspace(matrices, count, nullptr).pieces;
   for (int64_t i = 0; i < count; i++) pieces.take<double>(svc_cuda::buffer_doubles(matrices[i]));
   return pieces.used;
 }
