@@ -40,6 +40,10 @@ class Case:
     goals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     peer_goals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     floor_goal: float | None = None  # the share of the floor to be reached
+    saved_goal: tuple[float, float] | None = (
+        None  # (goal, stretch): the share of BASELINE's memory kept for the backward
+    )
+    left_out: Mapping[str, str] = field(default_factory=dict)  # peers that do not take part, and why; "" where plain
     in_place: bool = False
     differentiated: int | None = None  # only so many inputs, the first, ask for a gradient; None: all that are floating
 
@@ -59,6 +63,7 @@ class Op(Protocol):
     inputs: Callable[[Case, torch.device], tuple[Tensor, ...]]
     tiny: Callable[[Case], Case]
     cost: Callable[[Case, str], Cost]
+    # remark: Callable[[Case, str, tuple[Tensor, ...]], str], if there: about ours in a direction, a note of the row
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,13 @@ class Row:
     peer_err: dict[str, float | None] = field(default_factory=dict)
     peak_extra_mb: float | None = None  # of one call, its results included
     peer_peak_extra_mb: dict[str, float | None] = field(default_factory=dict)
+    saved_mb: float | None = None  # kept for the backward; where the case has a goal for it
+    peer_saved_mb: dict[str, float] = field(default_factory=dict)
     baseline: str = "eager"
     goal: tuple[float, float] | None = None  # against the baseline
     peer_goals: dict[str, tuple[float, float]] = field(default_factory=dict)
     floor_goal: float | None = None
+    saved_goal: tuple[float, float] | None = None
     wrong: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -126,10 +134,13 @@ def run_case(name: str, op: Op, case: Case, settings: Settings) -> list[Row]:
     right = {who: [mode for mode in trial.modes if errors[who][mode] <= tolerance] for who in contenders}
     timings: dict[str, dict[str, list[float]]] = {}
     peaks: dict[str, dict[str, float | None]] = {}
+    saved: dict[str, float] = {}
     if settings.timed and len(right[OURS]) == len(trial.modes):
         runners = {who: contender for who, contender in contenders.items() if right[who]}
         timings = trial.time(runners, right, settings.repeats, op.cost(case, case.directions[0]))
         peaks = {who: trial.peaks(contender, right[who]) for who, contender in runners.items()}
+        if case.saved_goal:
+            saved = {who: trial.saved(contender) for who, contender in runners.items() if "train" in right[who]}
 
     rows = []
     peers = [who for who in contenders if who not in (OURS, OURS_ADVISED)]
@@ -144,9 +155,15 @@ def run_case(name: str, op: Op, case: Case, settings: Settings) -> list[Row]:
             row.wrong = [OURS] if mode not in right[ours] else []  # ours may not fail either
             row.wrong += [who for who in peers if mode not in right[who] and who not in notes[mode]]
             row.notes = {who: note for who, note in notes[mode].items() if who == ours or who in peers}
+            row.notes |= {who: why for who, why in case.left_out.items() if why}
+            if timings and hasattr(op, "remark"):
+                row.notes[OURS] = op.remark(case, direction, trial.given(mode))
             _fill_times(row, timings, ours, peers)
             row.peak_extra_mb = peaks.get(ours, {}).get(direction)
             row.peer_peak_extra_mb = {who: peaks[who].get(direction) for who in row.peers}
+            if mode == "train" and ours in saved:
+                row.saved_goal, row.saved_mb = case.saved_goal, saved[ours]
+                row.peer_saved_mb = {who: saved[who] for who in row.peers}
             _fill_floor(row, op.cost(case, direction), timings)
             rows.append(row)
     return rows

@@ -135,6 +135,21 @@ def fill_ms(fresh: bool, floats: int = 1 << 23) -> float:
     return statistics.median(fill() for _ in range(9))
 
 
+def saved_mb(call: Callable[[], object]) -> float:
+    """Megabytes that autograd keeps from `call` for its backward, inputs and results included: each storage once."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = call()  # held, so that no address of what is kept can come again
+        del result
+    return sum(storages.values()) / 1e6
+
+
 def peak_extra_mb(call: Callable[[], object], device: torch.device) -> float | None:
     """Peak memory during `call()` above what was held before it, its results included; None where it can't be known.
 

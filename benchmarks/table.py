@@ -20,26 +20,37 @@ def verdict(row: Row) -> str:
     """WRONG, "slower than <peer>", or how the goals were met; no peer left to compare with gives no verdict."""
     if "ours" in row["wrong"]:
         return "WRONG"
-    slower = [peer for peer, ratio in row["ratio"].items() if ratio < 1]
+    goals = _goals(row)
+    slower = [peer for peer, ratio in row["ratio"].items() if ratio < min(1, goals.get(peer, (1, 1))[0])]
     if slower:
         return f"missed: slower than {', '.join(slower)}"
-    goals = _goals(row)
     judged = {peer: row["ratio"][peer] for peer in goals if peer in row["ratio"]}
     if not judged:
         return ""
     names = {peer: f" {peer}" if len(goals) > 1 else "" for peer in judged}
-    missed = [f"goal {goals[peer][0]:g}x{names[peer]}" for peer, ratio in judged.items() if ratio < goals[peer][0]]
+    missed = [f"goal {goals[peer][0]:.3g}x{names[peer]}" for peer, ratio in judged.items() if ratio < goals[peer][0]]
     share = row.get("floor_goal")
     floor = [f"{share:.0%} of the floor"] if share else []
     missed += floor if floor and row["floor_fraction"] < share else []
+    saved = _saved_share(row)
+    wanted = next((goal for goal in reversed(row.get("saved_goal") or ()) if saved and saved <= goal), None)
+    if saved and wanted is None:
+        missed.append(f"{row['saved_goal'][0]:g}x of {baseline(row)}'s memory kept")
     if missed:
         return f"missed: {', '.join(missed)}"
     met = []
     for peer, ratio in judged.items():
         goal, stretch = goals[peer]
-        met.append(f"stretch {stretch:g}x" if stretch > goal and ratio >= stretch else f"goal {goal:g}x")
+        met.append(f"stretch {stretch:.3g}x" if stretch > goal and ratio >= stretch else f"goal {goal:.3g}x")
         met[-1] += names[peer]
-    return " and ".join([", ".join(met), *floor]) + " met"
+    kept = [f"{wanted:g}x of {baseline(row)}'s memory kept"] if wanted else []
+    return " and ".join([", ".join(met), *floor, *kept]) + " met"
+
+
+def _saved_share(row: Row) -> float | None:
+    """What ours keeps for the backward, as a share of what the baseline keeps; None where neither was measured."""
+    theirs = row.get("peer_saved_mb", {}).get(baseline(row))
+    return row["saved_mb"] / theirs if theirs and row["saved_mb"] is not None else None
 
 
 def _goals(row: Row) -> dict[str, tuple[float, float]]:
@@ -62,6 +73,8 @@ def line(row: Row) -> str:
         parts.append(f"{row['bytes'] / 1e6:.1f} MB {row['flops'] / 1e9:.2f} GFLOP")
         if row["peak_extra_mb"] is not None:
             parts.append(f"peak +{row['peak_extra_mb']:.1f} MB")
+        if (share := _saved_share(row)) is not None:
+            parts.append(f"kept for the backward {row['saved_mb']:.1f} MB ({share:.2f}x {baseline(row)}'s)")
     parts.append(f"error {error}")
     parts.append(verdict(row))
     parts += [f"{who}: {note}" for who, note in row["notes"].items()]
@@ -102,7 +115,9 @@ def markdown(report: Mapping[str, Any], op: str = "", match: str = "") -> str:
     head = ["case", "layout", "direction", "ours ms", *(f"vs {peer}" for peer in peers)]
     first = next((rows[0] for rows in groups.values()), {})
     pages = any(row["huge_pages"] for rows in groups.values() for row in rows)
-    head += [*(["with page advice"] if pages else []), "of the floor", f"extra MB ({baseline(first)}'s)", "goal"]
+    head += [*(["with page advice"] if pages else []), "of the floor", f"extra MB ({baseline(first)}'s)"]
+    saves = any(_saved_share(row) is not None for rows in groups.values() for row in rows)
+    head += [*([f"MB kept ({baseline(first)}'s)"] if saves else []), "goal"]
     table = [head, ["---"] * len(head)]
     for (_, case, dtype, layout, direction), rows in groups.items():
         plain, advised = ([row for row in rows if row["huge_pages"] == on] for on in (False, True))
@@ -112,6 +127,7 @@ def markdown(report: Mapping[str, Any], op: str = "", match: str = "") -> str:
         cells += [_join(advised, lambda row: _ratio(row, baseline(row)))] if pages else []
         cells.append(_join(plain, lambda row: "-" if row["floor_fraction"] is None else f"{row['floor_fraction']:.0%}"))
         cells.append(_join(plain[:1], _memory))
+        cells += [_join(plain[:1], _saved)] if saves else []
         cells.append(_join(plain, verdict))
         table.append(cells)
     flows = list(dict.fromkeys(row["flow"] for rows in groups.values() for row in rows if row["flow"]))
@@ -150,3 +166,9 @@ def _ratio(row: Row, peer: str) -> str:
 def _memory(row: Row) -> str:
     ours, peer = row["peak_extra_mb"], row["peer_peak_extra_mb"].get(baseline(row))
     return " ".join(("-" if ours is None else f"{ours:.0f}", "" if peer is None else f"({peer:.0f})")).strip()
+
+
+def _saved(row: Row) -> str:
+    if _saved_share(row) is None:
+        return "-"
+    return f"{row['saved_mb']:.0f} ({row['peer_saved_mb'][baseline(row)]:.0f})"

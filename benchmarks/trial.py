@@ -49,8 +49,6 @@ class Contender:
         """The output (in place: the inputs), and in mode "train" the gradients of every input that asks; nothing is
         allocated beforehand."""
         with measure.environment(self.environment), torch.set_grad_enabled(mode == "train"):
-            if mode == "forward":
-                tensors = [t.detach() for t in tensors]
             leaves = [t for t in tensors if t.requires_grad]
             watch.mark()
             out = self.fn(*tensors)
@@ -88,11 +86,12 @@ class Trial:
         self.large = sum(t.nbytes for t in self.work) >= ADVISED_BYTES
         if case.in_place:
             op.truth(*doubles, **case.options)
-            self.truth, self.grad_out = list(doubles), torch.empty(0, device=device)
+            self.truth, self.grad_out, self.constant = list(doubles), torch.empty(0, device=device), [self.work]
             return
         copies = min(64, 1 + measure.ROTATE_BYTES // sum(t.nbytes for t in tensors)) if device.type == "cuda" else 1
         copied = [tuple(t.clone() for t in tensors) for _ in range(copies - 1)]
         self.sets = [_leaves(given, case.differentiated) for given in (tensors, *copied)]
+        self.constant = [tuple(t.detach() for t in given) for given in self.sets]  # the same objects at each call
         out = op.truth(*_leaves(doubles, case.differentiated), **case.options)
         self.grad_out = torch.randn(out.shape, device=device).to(tensors[0].dtype)
         if case.layout == "channels_last":
@@ -109,6 +108,8 @@ class Trial:
         if self.device.type == "cpu" and self.large and not self.case.in_place:
             found[OURS_ADVISED] = Contender(ours, {HUGE_PAGES: "1"})
         for who, peer in op.PEERS.items():
+            if who in self.case.left_out:
+                continue
             if not isinstance(peer, Compiled):
                 found[who] = Contender(functools.partial(peer, **self.case.options))
             elif compiled:
@@ -125,6 +126,11 @@ class Trial:
             work.copy_(tensor)
         return self.work or given
 
+    def given(self, mode: str, turn: int = 0) -> tuple[Tensor, ...]:
+        """The inputs of one call; where no gradient is asked for, they ask for none."""
+        fresh = self.fresh(turn)
+        return fresh if mode == "train" else self.constant[turn % len(self.constant)]
+
     def check(self, contenders: Mapping[str, Contender]) -> tuple[Nested[float], Nested[str]]:
         """Errors[who][mode], inf where the call failed, and notes[mode][who] that say why it did.
 
@@ -137,7 +143,7 @@ class Trial:
                 start = time.monotonic()
                 try:
                     with measure.time_limit(COMPILE_LIMIT_S if contender.compiled else math.inf):
-                        results = contender.call(mode, self.fresh(), self.grad_out, Stopwatch(self.device))
+                        results = contender.call(mode, self.given(mode), self.grad_out, Stopwatch(self.device))
                     errors[who][mode] = error(results, self.truth[: len(results)])
                 except TimeLimit:
                     notes[mode][who] = f"compile took > {COMPILE_LIMIT_S:.0f} s: dropped"
@@ -178,7 +184,7 @@ class Trial:
                 cuda._sleep(1_000_000 * count)  # the queue fills meanwhile: device time, not Python's launch time
             for _ in range(count):
                 self.turn += 1
-                contender.call(mode, self.fresh(self.turn), self.grad_out, watch)
+                contender.call(mode, self.given(mode, self.turn), self.grad_out, watch)
             if mode == "forward":
                 (taken["fwd"],) = watch.laps(1)
             else:
@@ -192,7 +198,7 @@ class Trial:
         for mode in modes:
 
             def call(mode: str = mode) -> object:
-                return contender.call(mode, self.fresh(), self.grad_out, Stopwatch(self.device))
+                return contender.call(mode, self.given(mode), self.grad_out, Stopwatch(self.device))
 
             found["fwd" if mode == "forward" else "fwd+bwd"] = measure.peak_extra_mb(call, self.device)
         if "train" in modes:
@@ -202,6 +208,11 @@ class Trial:
                 backward = functools.partial(torch.autograd.grad, out, leaves, self.grad_out)
                 found["bwd"] = measure.peak_extra_mb(backward, self.device)
         return found
+
+    def saved(self, contender: Contender) -> float:
+        """Megabytes kept for the backward."""
+        with measure.environment(contender.environment):
+            return measure.saved_mb(lambda: contender.fn(*self.sets[0]))
 
 
 def _leaves(tensors: Sequence[Tensor], count: int | None) -> tuple[Tensor, ...]:

@@ -383,7 +383,7 @@ def test_check_of_flow_warp_passes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ops_are_found_by_name() -> None:
-    assert harness.ops() == ["flow_warp", "sliced_wasserstein", "svc_projection"]
+    assert harness.ops() == ["conv_gru", "flow_warp", "sliced_wasserstein", "svc_projection"]
 
 
 @pytest.mark.parametrize("bad", [["nosuch"], ["--repeats", "3"], ["--threads", "0"], ["--device", "tpu"]])

@@ -66,6 +66,19 @@ def pot_distance(x: Tensor, y: Tensor, theta: Tensor) -> Tensor:
     return pytest.importorskip("ot").sliced_wasserstein_distance(x, y, projections=theta)
 
 
+def gru_loop(video: Tensor, reset: Tensor, update: Tensor, candidate: Tensor, bias: Tensor) -> Tensor:
+    """DVD-GAN repositories': three convolutions a step."""
+    h, states = video.new_zeros(video.shape[1], len(reset), *video.shape[3:]), []
+    b_r, b_u, b_c = bias.chunk(3)
+    for x in video:
+        r = torch.sigmoid(F.conv2d(torch.cat([h, x], 1), reset, b_r, padding=1))
+        u = torch.sigmoid(F.conv2d(torch.cat([h, x], 1), update, b_u, padding=1))
+        c = torch.relu(F.conv2d(torch.cat([x, r * h], 1), candidate, b_c, padding=1))
+        h = u * h + (1 - u) * c
+        states.append(h)
+    return torch.stack(states)
+
+
 THEIRS: dict[str, Callable[..., Any]] = {
     "vid2vid `resample(image, flow)`": resample,
     "vid2vid `(1 - mask) * resample(image, flow) + mask * new`": blended_resample,
@@ -76,6 +89,7 @@ THEIRS: dict[str, Callable[..., Any]] = {
     "`u, s, vh = torch.linalg.svd(w, full_matrices=False); (u * s.clamp(max=1)) @ vh`": svd_clip,
     "TGAN: that for each `w.flatten(1)` of `weights`, copied back": svd_clip_loop,
     "POT `ot.sliced_wasserstein_distance(x, y, projections=theta)`": pot_distance,
+    "DVD-GAN, a loop: `r, u = sigmoid(conv([h; x])); c = relu(conv([x; r * h])); h = u * h + (1 - u) * c`": gru_loop,
 }
 
 
@@ -98,6 +112,12 @@ def test_row_equals_the_line_it_replaces(row: tuple[str, str]) -> None:
         "weights": [torch.randn(5, 2, 3, 3, dtype=torch.float64, generator=generator) / k for k in (3, 5, 30)],
         "x": torch.randn(50, 5, dtype=torch.float64, generator=generator),
         "y": torch.randn(40, 5, dtype=torch.float64, generator=generator) + 1,
+        "video": torch.randn(4, 2, 3, 5, 6, dtype=torch.float64, generator=generator),
+        "bias": torch.randn(12, dtype=torch.float64, generator=generator),
+        **{
+            gate: torch.randn(4, 7, 3, 3, dtype=torch.float64, generator=generator) / 8
+            for gate in ("reset", "update", "candidate")
+        },
         "theta": torch.nn.functional.normalize(torch.randn(5, 30, dtype=torch.float64, generator=generator), dim=0),
     }
     function = THEIRS[theirs]
@@ -118,6 +138,7 @@ def test_python_example_runs_and_says_the_shapes() -> None:
     exec(example, names)
     assert names["warped"].shape == names["frame"].shape == (1, 3, 256, 512)
     torch.testing.assert_close(names["frame"], names["warped"])  # the mask is 0 everywhere
+    assert names["states"].shape == (12, 2, 32, 8, 8) and names["last"].shape == (1, 2, 32, 8, 8)
 
 
 def test_links_lead_somewhere() -> None:

@@ -12,6 +12,9 @@ except (ImportError, OSError) as error:  # OSError: one of torch's own libraries
             f"vgkernels needs PyTorch >= 2.11, and `import torch` fails here ({error}); see `python -m vgkernels.info`"
         ) from error
 else:
+    from .conv_gru import conv_gru as conv_gru, conv_gru_reference as conv_gru_reference
+    from .conv_gru_module import ConvGRU as ConvGRU
+    from .conv_gru_weights import pack_conv_gru_weights as pack_conv_gru_weights
     from .flow_warp import (
         flow_warp as flow_warp,
         flow_warp_blend as flow_warp_blend,

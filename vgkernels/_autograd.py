@@ -25,27 +25,28 @@ def needs_function(*tensors: Tensor | None) -> bool:
 
 
 def second_order(
-    function: Callable[..., Tensor],
+    function: Callable[..., Any],
     tensors: Sequence[Tensor | None],
     first: Sequence[bool],
-    grad_out: Tensor,
+    grad_out: Tensor | tuple[Tensor, ...],
     grad_grads: Sequence[Tensor | None],
     second: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradient of backward(grad_out, *tensors), where backward is the vector-Jacobian product of `function`.
 
     Args:
-        function: differentiable plain PyTorch, function(*tensors) -> out.
+        function: differentiable plain PyTorch, function(*tensors) -> out, a tensor or a tuple of them.
         tensors: its arguments; None where an optional one is missing.
         first: which of `tensors` the backward gave a gradient for.
-        grad_out: the gradient of `out` that the backward was given.
+        grad_out: the gradient of `out` that the backward was given, a tuple where `out` is one.
         grad_grads: the gradient of each of the backward's outputs, in the order of `tensors`; None counts as 0.
-        second: which of (grad_out, *tensors) need a gradient now.
+        second: which of (grad_out, *tensors) need a gradient now; a tuple counts as its tensors, here and below.
 
     Returns:
         One entry for each of (grad_out, *tensors), None where nothing was asked. Differentiable itself.
     """
-    variables = [grad_out, *tensors]
+    grads_out = grad_out if isinstance(grad_out, tuple) else (grad_out,)
+    variables = [*grads_out, *tensors]
     differentiated = [i for i, wanted in enumerate(first) if wanted and grad_grads[i] is not None]
     wanted = [i for i, needed in enumerate(second) if needed and variables[i] is not None]
     result: list[Tensor | None] = [None] * len(variables)
@@ -53,12 +54,13 @@ def second_order(
         return result
 
     def backward(*values: Tensor) -> tuple[Tensor, ...]:
-        grad, *arguments = _replaced(variables, wanted, values)
+        replaced = _replaced(variables, wanted, values)
+        grads, arguments = tuple(replaced[: len(grads_out)]), replaced[len(grads_out) :]
         pull = torch.func.vjp(
             lambda *inner: function(*_replaced(arguments, differentiated, inner)),
             *(arguments[i] for i in differentiated),
         )[1]
-        return pull(grad)
+        return pull(grads if isinstance(grad_out, tuple) else grads[0])
 
     pull = torch.func.vjp(backward, *(variables[i] for i in wanted))[1]
     for i, gradient in zip(wanted, pull(tuple(grad_grads[i] for i in differentiated)), strict=True):

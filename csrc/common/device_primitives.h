@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/dtype.h"
 #include "common/launch.h"
 
 namespace vgkernels {
@@ -84,6 +85,71 @@ __device__ __forceinline__ void red_add4(float* p, float4 v) {
   red_add(p, v.x), red_add(p + 1, v.y), red_add(p + 2, v.z), red_add(p + 3, v.w);
 #endif
 }
+
+// Four matrices of 8 x 8 numbers of 16 bits from shared memory, for a whole warp: lane 8 i + j brings the address of
+// row j of matrix i, 16 bytes at a multiple of 16. Lane 4 g + t gets matrix[i] = {(g, 2t), (g, 2t + 1)}.
+#if defined(__CUDACC__)
+__device__ __forceinline__ void load_matrices(uint32_t (&matrix)[4], const void* shared_row) {
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+               : "r"(from)
+               : "memory");
+}
+#else
+inline void load_matrices(uint32_t (&matrix)[4], const void* shared_row, emu::Site at = emu::Site::here()) {
+  emu::load_matrices(matrix, shared_row, at);
+}
+#endif
+
+// d += a b on the tensor cores, for a whole warp: a (16, 16) and b (16, 8) of T, whose products are exact, d (16, 8) in
+// float, rounded in a way of the device's own. Two numbers of T in a word, the first in its low half. Of lane 4 g + t:
+// a = {(g, 2t..), (g + 8, 2t..), (g, 2t + 8..), (g + 8, 2t + 8..)}, b = {(2t.., g), (2t + 8.., g)}, and d = {(g, 2t),
+// (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)}, where 2t.. stands for 2t and 2t + 1.
+#if defined(__CUDACC__)
+#define VG_MULTIPLY_HALF(T, name)                                                                                   \
+  __device__ __forceinline__ void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T) { \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                                      \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "                                                       \
+        "{%0, %1, %2, %3};"                                                                                         \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                            \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                        \
+  }
+VG_MULTIPLY_HALF(bfloat16, "bf16")
+VG_MULTIPLY_HALF(float16, "f16")
+#undef VG_MULTIPLY_HALF
+#else
+template <class T>
+void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T, emu::Site at = emu::Site::here()) {
+  emu::multiply_half(d, a, b, [](uint16_t bits) { return double(widen(T{bits})); }, at);
+}
+#endif
+
+// A barrier of all threads of a cooperative launch, who must all come to it: what any did before is seen by all after,
+// but not through read-only loads. `counter` is 0 before the launch and counts blocks, 2^32 - 1 at most; `round` is the
+// thread's own count of its barriers, 0 before the first.
+#if defined(__CUDACC__)
+__device__ __forceinline__ void grid_sync(unsigned* counter, unsigned* round) {
+  ++*round;
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+    const unsigned all = *round * (gridDim.x * gridDim.y * gridDim.z);
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter)) : "memory");
+    unsigned seen;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                   : "=r"(seen)
+                   : "l"(__cvta_generic_to_global(counter))
+                   : "memory");
+    } while (seen < all);
+  }
+  __syncthreads();
+}
+#else
+inline void grid_sync(unsigned* counter, unsigned* round, emu::Site at = emu::Site::here()) {
+  emu::grid_barrier(counter, round, at);
+}
+#endif
 
 }  // namespace prim
 }  // namespace vgkernels

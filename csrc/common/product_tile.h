@@ -46,15 +46,19 @@ struct Apart {
 
 // kTileRows rows of kStrips lines of C op= A^T X. Of step k, row r of A is at a[k a_step + a_row[r]], strip s of X at
 // x[k x_row + s x_strip]. The sum over k runs in one order, whatever the row, the strip and kStrips: in chains, after
-// each of which a is `gap` elements further on.
+// each of which a and x are `gap` and `x_gap` elements further on.
 template <Into how, int kStrips, class C, class A, class Rows>
 VG_INLINE void product_tile(C* c, int64_t c_row, int64_t c_strip, const A* a, int64_t a_step, const Rows& a_row,
                             const A* x, int64_t x_row, int64_t x_strip, int64_t K, int64_t chain = kChain,
-                            int64_t gap = 0) {
+                            int64_t gap = 0, int64_t x_gap = 0) {
   using Line = Pixel<A, kStrip<A>>;
-  Line total[kTileRows][kStrips] = {};
-  for (int64_t first = 0; first < K; first += chain, a += gap) {
-    Line sum[kTileRows][kStrips] = {};
+  Line total[kTileRows][kStrips] = {}, sum[kTileRows][kStrips] = {};
+  for (int64_t first = 0; first < K; first += chain, a += gap, x += x_gap) {
+    if (first > 0)
+#pragma GCC unroll 8
+      for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 4
+        for (int s = 0; s < kStrips; ++s) total[r][s] = sum[r][s], sum[r][s] = Line{};
     for (int64_t k = std::min(chain, K - first); k > 0; --k, a += a_step, x += x_row) {
       Line factor[kStrips];
 #pragma GCC unroll 4
@@ -64,13 +68,14 @@ VG_INLINE void product_tile(C* c, int64_t c_row, int64_t c_strip, const A* a, in
 #pragma GCC unroll 4
         for (int s = 0; s < kStrips; ++s) add_scaled(sum[r][s], a[a_row[r]], factor[s]);
     }
+    if (first > 0)
 #pragma GCC unroll 8
-    for (int r = 0; r < kTileRows; ++r)
+      for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 4
-      for (int s = 0; s < kStrips; ++s) add_scaled(total[r][s], A(1), sum[r][s]);
+        for (int s = 0; s < kStrips; ++s) add_scaled(sum[r][s], A(1), total[r][s]);
   }
   for (int r = 0; r < kTileRows; ++r)
-    for (int s = 0; s < kStrips; ++s) store_result(c + r * c_row + s * c_strip, total[r][s], how);
+    for (int s = 0; s < kStrips; ++s) store_result(c + r * c_row + s * c_strip, sum[r][s], how);
 }
 
 // Calls f(kStrips, column) until the columns [column, end) are done; column is a multiple of the widest.

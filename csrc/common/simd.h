@@ -2,6 +2,7 @@
 // width. Compiled once per instruction set (no include guard: foreach_isa.h); leaves the arithmetic of an op to the op.
 
 #define VG_INLINE inline __attribute__((always_inline))
+#define VG_LAMBDA __attribute__((always_inline))  // after a lambda's parameters, where it takes or returns vectors
 
 template <class A, int N>
 struct VectorOf {
@@ -108,11 +109,32 @@ VG_INLINE Pixel<A, G> select(const Pixel<A, G>& lanes, Pixel<A, G> x) {
   return x;
 }
 
-template <class A, int G>
-VG_INLINE Pixel<A, G> operator*(A scale, const Pixel<A, G>& x) {
+template <class S, class A, int G, class = std::enable_if_t<std::is_arithmetic_v<S>>>
+VG_INLINE Pixel<A, G> operator*(S scale, const Pixel<A, G>& x) {
   Pixel<A, G> out;
 #pragma GCC unroll 8
-  for (int i = 0; i < x.parts; ++i) out.part[i] = scale * x.part[i];
+  for (int i = 0; i < x.parts; ++i) out.part[i] = A(scale) * x.part[i];
+  return out;
+}
+template <class A, int G>
+VG_INLINE Pixel<A, G> operator+(const Pixel<A, G>& x, const Pixel<A, G>& y) {
+  Pixel<A, G> out;
+#pragma GCC unroll 8
+  for (int i = 0; i < x.parts; ++i) out.part[i] = x.part[i] + y.part[i];
+  return out;
+}
+template <class A, int G>
+VG_INLINE Pixel<A, G> operator-(const Pixel<A, G>& x, const Pixel<A, G>& y) {
+  Pixel<A, G> out;
+#pragma GCC unroll 8
+  for (int i = 0; i < x.parts; ++i) out.part[i] = x.part[i] - y.part[i];
+  return out;
+}
+template <class A, int G>
+VG_INLINE Pixel<A, G> operator*(const Pixel<A, G>& x, const Pixel<A, G>& y) {  // element by element
+  Pixel<A, G> out;
+#pragma GCC unroll 8
+  for (int i = 0; i < x.parts; ++i) out.part[i] = x.part[i] * y.part[i];
   return out;
 }
 template <class A, int G>

@@ -10,17 +10,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <optional>
 #include <string>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "common/check.h"
 #include "common/dtype.h"
+#include "common/huge_pages.h"
 
 namespace vgkernels {
 
@@ -69,17 +64,8 @@ inline Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype, const T
   return torch::stable::empty(shape, dtype, std::nullopt, beside.device(), std::nullopt, format);
 }
 
-// Large fresh results cost more in page faults than in arithmetic; huge pages make them few. VGKERNELS_HUGE_PAGES=0:
-// off.
 inline Tensor advise_huge_pages(Tensor tensor) {
-#if defined(__linux__)
-  const char* wish = std::getenv("VGKERNELS_HUGE_PAGES");
-  const size_t huge = size_t(2) << 20, bytes = tensor.numel() * tensor.element_size();
-  if (tensor.is_cpu() && bytes >= 2 * huge && !(wish && std::strcmp(wish, "0") == 0)) {
-    const uintptr_t start = (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + 4095) / 4096 * 4096;
-    madvise(reinterpret_cast<void*>(start), bytes - 4096, MADV_HUGEPAGE);  // advice: a refusal changes nothing
-  }
-#endif
+  if (tensor.is_cpu()) advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
 

@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "cuda_emu_grid.h"
 #include "cuda_emu_intrinsics.h"
 
 // The toolkit's headers spell these as attributes that g++ warns about.
@@ -27,6 +28,8 @@
 
 #define VG_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   emu::launch(kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
+#define VG_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...) \
+  (emu::launch<true>(kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__), cudaSuccess)
 #define VG_SHARED(T, name, dims)  \
   static char vg_declares_##name; \
   auto& name = emu::shared_variable<T dims>(&vg_declares_##name)
@@ -180,6 +183,8 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       return *value = emu::config.multiprocessors, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       return *value = int(emu::kOptInShared), cudaSuccess;
+    case cudaDevAttrCooperativeLaunch:
+      return *value = 1, cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
       return *value = 9, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:

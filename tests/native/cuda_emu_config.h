@@ -16,6 +16,7 @@ struct Config {
   unsigned char poison = 0xFF;  // what shared memory holds before it is written: 0xFF makes NaNs
   bool copy_at_issue = false;   // cp.async copies when issued (finds overwrites too early) or when waited for
   int multiprocessors = 4;      // what cudaDeviceGetAttribute tells a launcher
+  unsigned resident = 8;        // the most blocks of a cooperative launch, which run at once
   unsigned long launches = 0;   // counted, so that a test can see that a launcher took the path it is meant to
 };
 inline Config config;

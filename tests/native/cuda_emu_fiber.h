@@ -1,4 +1,4 @@
-// Decides what a running block consists of and how one CPU thread switches between its fibers; tells ASan and TSan.
+// Decides what running blocks consist of and how one CPU thread switches between their fibers; tells ASan and TSan.
 // Which fiber runs when is decided in cuda_emu_sched.h.
 #pragma once
 
@@ -98,11 +98,14 @@ struct Stack {  // kept for the process: a stack, and the identity that TSan kno
   }
 };
 
-enum class State : char { fresh, ready, at_barrier, at_warp, done };
+enum class State : char { fresh, ready, at_barrier, at_grid, at_warp, done };
+
+struct Block;
 
 struct Fiber {
   void* stack_pointer;
   const Stack* stack;
+  Block* block;
   void* fake_stack;  // ASan's
   uint3 index;
   int linear;
@@ -115,7 +118,7 @@ struct Fiber {
 
   int lane() const { return linear % kWarp; }
   bool runnable() const { return state == State::fresh || state == State::ready; }
-  std::string name() const { return "thread " + std::to_string(linear); }
+  std::string name() const;
   std::string where() const { return std::string(primitive) + " at " + site.file + ":" + std::to_string(site.line); }
 };
 
@@ -146,6 +149,10 @@ inline Memory poisoned(size_t bytes) {
 }
 
 struct Block {  // made anew for each block: freeing the tokens makes TSan forget how they ordered the block before
+  uint3 index;
+  uint64_t linear;  // in the grid
+  Fiber* fibers;
+  size_t threads;
   std::vector<Warp> warps;
   std::vector<std::pair<const void*, Memory>> variables;
   Memory dynamic;
@@ -156,13 +163,24 @@ struct Block {  // made anew for each block: freeing the tokens makes TSan forge
   const Fiber* first = nullptr;  // the first to arrive at the barrier that is filling
 };
 
+// What the blocks of a cooperative launch share; they are resident together.
+struct Grid {
+  unsigned blocks, threads;  // all that must come to its barrier
+  unsigned arrived = 0, generation = 0;
+  const Fiber* first = nullptr;     // the first to arrive at the barrier that is filling
+  const Fiber* returned = nullptr;  // the first that has
+  char token[2];
+};
+
 using Body = void (*)(const void* parameters);
 
 struct Machine {
   std::deque<Stack> stacks;
-  std::vector<Fiber> fibers;
-  std::unique_ptr<Block> block;
-  Body body = nullptr;  // calls the kernel with the launch's parameters
+  std::vector<Fiber> fibers;                   // of the resident blocks, one block after the other
+  std::vector<std::unique_ptr<Block>> blocks;  // resident: one, or all of a cooperative launch
+  Block* block = nullptr;                      // that the current fiber belongs to
+  std::unique_ptr<Grid> grid;                  // null: the launch is not cooperative
+  Body body = nullptr;                         // calls the kernel with the launch's parameters
   const void* parameters = nullptr;
   std::exception_ptr failure;
   bool cancelled = false;
@@ -178,6 +196,10 @@ inline Machine machine;
 inline Fiber* current = nullptr;
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
+
+inline std::string Fiber::name() const {
+  return "thread " + std::to_string(linear) + (machine.grid ? " of block " + std::to_string(block->linear) : "");
+}
 
 struct Cancelled {};  // thrown in the fibers that a failed launch leaves behind, so that they unwind
 
@@ -215,6 +237,8 @@ __attribute__((noinline, no_sanitize("thread"))) inline void switch_to_host() {
 
 __attribute__((noinline, no_sanitize("thread"))) inline void resume(Fiber& fiber) {
   current = &fiber;
+  machine.block = fiber.block;
+  blockIdx = fiber.block->index;
   threadIdx = fiber.index;
   if (fiber.state == State::fresh) fiber.state = State::ready;
 #if EMU_ASAN

@@ -88,7 +88,7 @@ inline const Slot* meet(const char* primitive, unsigned mask, const void* value,
     ++meeting.generation;
     const int first = current->linear - current->lane();
     for (int lane = 0; lane < kWarp; ++lane)
-      if ((lanes & ~me) >> lane & 1) machine.fibers[first + lane].state = State::ready;
+      if ((lanes & ~me) >> lane & 1) machine.block->fibers[first + lane].state = State::ready;
   }
   if (orders) observe(&meeting.token[parity]);
   return meeting.slots[parity];
@@ -232,6 +232,45 @@ inline void wait_copies(unsigned pending) {
     }
     copy_now(copy);
   }
+}
+
+// mma.m16n8k16 of numbers of 16 bits with fp32 sums, by the same model; `wide` makes a double of one's bits.
+template <class Wide>
+void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Wide wide, Site site) {
+  Hidden hidden;
+  uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const auto values = meet("mma", 0xFFFFFFFFu, mine, sizeof(mine), false, site);
+  const auto number = [&](int lane, int word, int half) {
+    uint16_t bits;
+    memcpy(&bits, values[lane] + 4 * word + 2 * half, 2);
+    return wide(bits);
+  };
+  const int lane = current->lane();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    double sum = double(d[i]);
+    for (int k = 0; k < 16; ++k) {
+      const int along = k % 8 / 2;
+      sum += number(row % 8 * 4 + along, row / 8 + 2 * (k / 8), k % 2) * number(column * 4 + along, 4 + k / 8, k % 2);
+    }
+    d[i] = rounded_to_zero(sum);
+  }
+}
+
+// ldmatrix.x4: each lane reads what it gets, which the sanitizers see.
+inline void load_matrices(uint32_t (&matrix)[4], const void* row, Site site) {
+  require_aligned(row, 16, "ldmatrix");
+  const char* from[4];
+  {
+    Hidden hidden;
+    const auto rows = meet("ldmatrix", 0xFFFFFFFFu, &row, sizeof(row), false, site);
+    const int lane = current->lane();
+    for (int i = 0; i < 4; ++i) {
+      memcpy(&from[i], rows[8 * i + lane / 4], sizeof(from[i]));
+      from[i] += 4 * (lane % 4);
+    }
+  }
+  for (int i = 0; i < 4; ++i) memcpy(&matrix[i], from[i], 4);
 }
 
 }  // namespace emu
