@@ -23,8 +23,8 @@ SPLITS = ((1, True), (2, False), (3, True), (7, False), (10**4, True))  # pieces
 AUTOMATIC, DIRECT, WINOGRAD = 0, 1, 2
 # Of the largest number: direct, Winograd; 16 bits by their rounding, whatever the engine.
 ERROR = {"float64": (2e-14, None), "float32": (2e-6, 3e-5), "float16": (3e-3, 3e-3), "bfloat16": (2e-2, 2e-2)}
-# Around tiles of 4, blocks of 32 tiles (a 2-D map), groups of 8 rows.
-SIZES = ((1, 1), (1, 9), (3, 4), (4, 4), (5, 8), (9, 11), (21, 26))
+# Around tiles of 4, blocks of 32 tiles, groups of 8 rows; maps and volumes.
+SIZES = ((1, 1), (1, 9), (3, 4), (4, 4), (5, 8), (9, 11), (21, 26), (1, 4, 5), (2, 5, 6), (5, 9, 3))
 CHANNELS = ((1, 1), (3, 16), (16, 17), (33, 5), (50, 31))  # Cin, C around lines of 16 and panels of 3 lines
 
 
@@ -204,7 +204,8 @@ def test_nothing_to_do(native, algorithm, sizes):
 @pytest.mark.parametrize("algorithm", (DIRECT, WINOGRAD))
 def test_any_split_gives_the_same_bits(native, algorithm):
     for gates in (True, False):
-        case = Call(5, 3, 20, 40, (11, 18), algorithm=algorithm, gates=gates, lengths=[5, 2, 4])
+        size = (11, 18) if gates else (3, 5, 6)
+        case = Call(5, 3, 20, 40, size, algorithm=algorithm, gates=gates, lengths=[5, 2, 4])
         want = [array.tobytes() for array in case.run(native)]
         assert [array.tobytes() for array in case.run(native, packed=True)] == want
         for pieces, backwards in SPLITS:
@@ -269,7 +270,7 @@ print(native.isa())
 
 def small_set(native):
     for algorithm in (DIRECT, WINOGRAD):
-        for size in ((1, 1), (5, 8), (21, 26)):
+        for size in ((1, 1), (5, 8), (21, 26), (2, 5, 6)):
             test_sizes(native, algorithm, size)
         for channels in CHANNELS:
             test_channels(native, algorithm, *channels)

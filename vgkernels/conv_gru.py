@@ -47,7 +47,7 @@ def conv_gru(
             holds there counts for nothing, and gets a gradient of 0.
         reverse: whether to go from the last step to the first; with `lengths`, from each clip's own last step.
         checkpoint: whether to keep only x and the states for the backward, and compute the gates there once more.
-        algorithm: of the convolutions on the CPU, "direct", "winograd" (3 x 3 kernels, not float64) or "auto", the one
+        algorithm: of the convolutions on the CPU, "direct", "winograd" (k = 3, not float64) or "auto", the one
             that is expected to be faster. Winograd's F(4x4, 3x3) is faster and rounds more.
         impl: "native", "reference", or "auto", the kernel where there is one. Forward-mode AD has none and takes the
             reference. Where none is loaded, "auto" warns once and takes it (VGKERNELS_REQUIRE_NATIVE=1: raises).

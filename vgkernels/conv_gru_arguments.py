@@ -101,7 +101,6 @@ def check_options(op: str, x: Tensor, weight_hh: Tensor, activation: str, algori
         cannot = (
             f"device {x.device.type}" if x.device.type not in ("cpu", "meta")
             else "float64" if x.dtype == torch.float64
-            else "volumes" if x.dim() == 6
             else f"k = {weight_hh.shape[-1]}" if weight_hh.shape[-1] != 3
             else None
         )  # fmt: skip

@@ -53,6 +53,7 @@ struct Backward {
         bias_sums(3 * C) {}
 
   int64_t points() const { return winograd_sums ? kPoints : s.taps(); }
+  int64_t slices() const { return winograd_sums ? grid.tap_slices() : 1; }
   bool needs_x() const { return b.grad_weight_ih || !p.gates; }
 
   bool arrange_all() {
@@ -73,10 +74,10 @@ struct Backward {
         bias = pieces.take<A>(3 * C);
       }
       weights = pieces.take<A>(elements);
-      if (b.grad_weight_ih) of_input = {&x, 0, 3 * C, pieces.take<A>(points() * Cin * 3 * C)};
+      if (b.grad_weight_ih) of_input = {&x, slices(), 0, 3 * C, pieces.take<A>(points() * slices() * Cin * 3 * C)};
       if (b.grad_weight_hh) {
-        of_gates = {&h, 0, 2 * C, pieces.take<A>(points() * C * 2 * C)};
-        of_candidate = {&rh, 2 * C, C, pieces.take<A>(points() * C * C)};
+        of_gates = {&h, slices(), 0, 2 * C, pieces.take<A>(points() * slices() * C * 2 * C)};
+        of_candidate = {&rh, slices(), 2 * C, C, pieces.take<A>(points() * slices() * C * C)};
       }
     });
   }
@@ -208,7 +209,7 @@ struct Backward {
     bool first_time = true;
     if (s.steps * s.batch == 0)
       for (const auto* sums : {&of_input, &of_gates, &of_candidate})
-        if (sums->sums) std::fill_n(sums->sums, points() * sums->in->channels * sums->outputs, A(0));
+        if (sums->sums) std::fill_n(sums->sums, points() * sums->inputs() * sums->outputs, A(0));
     for (int64_t first = s.batch == 0 ? -1 : (s.steps - 1) / steps.block * steps.block; first >= 0 && first < s.steps;
          first -= steps.block) {
       const int64_t n = std::min(steps.block, s.steps - first);

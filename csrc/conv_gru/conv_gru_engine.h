@@ -1,16 +1,16 @@
 // Decides which engine a convolution of the GRU takes, and hides the choice from the phases. Compiled once per
 // instruction set, no guard.
 
-// Whether Winograd is possible, and asked for or worth it: multiplications, and reading 36 or 9 weights a filter, which
-// counts where there are few tiles to use them on.
+// Whether Winograd is possible, and asked for or worth it: by the products of either engine, whose rows come in groups.
 template <class A>
 bool takes_winograd(const ConvGruForward& p, int64_t maps) {
-  if (p.shape.kernel != 3 || p.shape.volumes || sizeof(A) == 8) return false;
+  if (p.shape.kernel != 3 || sizeof(A) == 8) return false;
   if (p.algorithm != ConvAlgorithm::automatic) return p.algorithm == ConvAlgorithm::winograd;
-  constexpr int64_t kWeight = 13;  // a weight read costs as much as this many products
+  constexpr int64_t kTransforms = 2;  // they and the larger weights cost as much as this many tiles
   const Grid grid(p.shape);
-  const int64_t tiles = ceil_div(maps * grid.tiles(), kTileRows) * kTileRows;
-  return kPoints * (tiles + kWeight) < p.shape.taps() * (maps * grid.pixels() + kWeight);
+  const auto rows = [](int64_t count) { return ceil_div(count, kTileRows) * kTileRows; };
+  return grid.tap_slices() * kPoints * (rows(maps * grid.tiles()) + kTransforms) <
+         p.shape.taps() * rows(maps * grid.pixels());
 }
 
 // One of the convolutions of a call, with its weights as its engine wants them.
@@ -22,7 +22,9 @@ struct Convolution {
   Panels<A> panels;
 
   Convolution(bool winograd, const Filters<T>& filters)
-      : winograd(winograd), filters(filters), panels(panels_of(filters, nullptr, winograd ? kPoints : filters.taps)) {}
+      : winograd(winograd),
+        filters(filters),
+        panels(winograd ? panels_of(filters, kPoints, filters.taps / 9) : panels_of(filters, filters.taps, 1)) {}
 
   void pack(const Parallel& parallel, A* points) const {
     if (winograd)

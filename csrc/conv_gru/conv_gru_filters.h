@@ -18,11 +18,11 @@ struct Filters {
   bool backwards;
 };
 
-// What the engines multiply by. `points` lies `line` by line of outputs: all lines of a panel are side by side.
+// What the engines multiply by: all lines of a panel side by side. To Winograd's engine the taps' slices are inputs.
 template <class A>
 struct Panels {
   const A* points;
-  int64_t inputs, lines, count_points;
+  int64_t inputs, lines, count_points, slices;
 
   int64_t panels() const { return ceil_div(lines, 3); }
   int64_t first(int64_t panel) const { return panel * lines / panels(); }  // as even as they get
@@ -34,11 +34,11 @@ struct Panels {
 };
 
 template <class T>
-Panels<Acc<T>> panels_of(const Filters<T>& filters, const Acc<T>* points, int64_t count_points) {
-  return {points, filters.inputs.padded(), filters.outputs.padded() / kStrip<Acc<T>>, count_points};
+Panels<Acc<T>> panels_of(const Filters<T>& filters, int64_t count_points, int64_t slices) {
+  return {nullptr, slices * filters.inputs.padded(), filters.outputs.padded() / kStrip<Acc<T>>, count_points, slices};
 }
 
-constexpr int64_t kInputRun = 16;  // inputs whose taps are read at a time
+constexpr int64_t kInputRun = 16;  // inputs whose taps are read at a time: padded channels are a multiple
 
 // Calls f(input, lines of taps) for inputs [first, first + n) of one group, of outputs of one line: taps[t] holds the
 // line's weights.
@@ -70,31 +70,35 @@ void for_taps(const Filters<T>& filters, int64_t line, int64_t input, int64_t n,
   }
 }
 
-// Fills `panels` from the filters; Point::write(taps of one input and line, to, distance from point to point).
+// Fills `panels` from the filters; Point::write(taps of one input, slice and line, how many, to, from point to point).
 template <class Point, class T>
 void pack_filters(const Parallel& parallel, const Filters<T>& filters, const Panels<Acc<T>>& panels, Acc<T>* points) {
   using A = Acc<T>;
   constexpr int S = kStrip<A>;
-  const int64_t channels = filters.inputs.channels, padded = kept_channels(channels);
-  const int64_t runs = ceil_div(padded, kInputRun) * filters.inputs.groups;
+  const int64_t channels = filters.inputs.channels, padded = kept_channels(channels), of_group = padded / kInputRun,
+                runs = of_group * filters.inputs.groups, taps = filters.taps / panels.slices;
   parallel(panels.lines * runs, kInputRun * S * panels.count_points, [&](int64_t unit, int64_t end) {
     const Scratch memory(kInputRun * filters.taps * S * int64_t(sizeof(A)));
     A* scratch = static_cast<A*>(memory.data());
     if (!scratch) return false;
     for (; unit < end; ++unit) {
-      const int64_t line = unit / runs, group = unit % runs / (runs / filters.inputs.groups),
-                    first = unit % runs % (runs / filters.inputs.groups) * kInputRun;
+      const int64_t line = unit / runs, group = unit % runs / of_group, first = unit % of_group * kInputRun;
       int64_t panel = line * panels.panels() / panels.lines;
       while (panels.first(panel + 1) <= line) ++panel;
       const int64_t width = panels.width(panel) * S, step = panels.inputs * width;
       A* to = points + (panels.at(panel, 0) - panels.points) + (line - panels.first(panel)) * S;
+      const auto row = [&](int64_t slice, int64_t input) {  // of the group
+        return to + (slice * filters.inputs.padded() + group * padded + input) * width;
+      };
       const int64_t n = std::clamp<int64_t>(channels - first, 0, kInputRun);
-      for_taps(filters, line, group * channels + first, n, scratch, [&](int64_t input, const A* taps) {
-        Point::write(taps, filters.taps, to + (input + group * (padded - channels)) * width, step);
+      for_taps(filters, line, group * channels + first, n, scratch, [&](int64_t input, const A* of_input) {
+        for (int64_t slice = 0; slice < panels.slices; ++slice)
+          Point::write(of_input + slice * taps * S, taps, row(slice, input - group * channels), step);
       });
-      for (int64_t input = first + n; input < std::min(first + kInputRun, padded); ++input)  // padding
-        for (int64_t point = 0; point < panels.count_points; ++point)
-          store_pixel(to + (group * padded + input) * width + point * step, Line<A>{});
+      for (int64_t input = first + n; input < first + kInputRun; ++input)  // padding
+        for (int64_t slice = 0; slice < panels.slices; ++slice)
+          for (int64_t point = 0; point < panels.count_points; ++point)
+            store_pixel(row(slice, input) + point * step, Line<A>{});
     }
     return true;
   });

@@ -7,10 +7,13 @@ constexpr int64_t kGradientTiles = 256;  // summed at a time, at most
 template <class A>
 struct WeightGradient {
   const Maps<A>* in;
+  int64_t slices;                 // of taps that count as inputs
   int64_t first_output, outputs;  // channels of d
   A* sums;
 
-  A* at(int64_t point, int64_t line) const { return sums + (point * in->channels + line * kStrip<A>)*outputs; }
+  int64_t inputs() const { return slices * in->channels; }
+  int64_t lines() const { return slices * in->lines(); }
+  A* at(int64_t point, int64_t line) const { return sums + (point * inputs() + line * kStrip<A>)*outputs; }
 };
 
 // B^T x B of tiles' inputs, or A dy A^T of their results: point p, line l, tile i at data[p point + l line + i lane].
@@ -25,7 +28,7 @@ template <class A>
 void transform_gradient(const Maps<A>& d, int64_t tile_index, A* to, int64_t point, int64_t line) {
   const Grid& grid = *d.grid;
   const Tile tile(grid, tile_index);
-  const A* corner = d.data + (tile.map * grid.padded_pixels() + grid.padded(0, tile.y, tile.x)) * d.pitch;
+  const A* corner = d.data + (tile.map * grid.padded_pixels() + grid.padded(tile.d, tile.y, tile.x)) * d.pitch;
   for (int64_t l = 0; l < d.lines(); ++l)
     transform_tile<A, 4, 6, 6>(
         VG_TRANSFORM(output_transposed), VG_TRANSFORM(output_transposed),
@@ -42,7 +45,7 @@ bool add_winograd_gradients(const Parallel& parallel, const std::vector<WeightGr
   const int64_t tiles = d.count * d.grid->tiles(), blocks = ceil_div(tiles, kGradientTiles),
                 size = ceil_div(tiles, blocks);
   int64_t in_lines = 0;
-  for (const auto& gradient : gradients) in_lines += gradient.in->lines();
+  for (const auto& gradient : gradients) in_lines += gradient.lines();
   const int64_t line = size * S, v_point = in_lines * line + S, d_point = d.lines() * line + S;
   const Scratch memory(kPoints * (v_point + d_point) * int64_t(sizeof(A)));
   if (!memory.data()) return false;
@@ -55,7 +58,7 @@ bool add_winograd_gradients(const Parallel& parallel, const std::vector<WeightGr
         int64_t at = 0;
         for (const auto& gradient : gradients) {
           transform_data(*gradient.in, first + i, 1, v.at(0, at) + i * S, v_point, 0, line);
-          at += gradient.in->lines();
+          at += gradient.lines();
         }
         transform_gradient(d, first + i, m.data + i * S, d_point, line);
       }
@@ -67,7 +70,7 @@ bool add_winograd_gradients(const Parallel& parallel, const std::vector<WeightGr
         int64_t l = unit % in_lines;
         const A* inputs = v.at(p, l);
         size_t which = 0;
-        for (; l >= gradients[which].in->lines(); ++which) l -= gradients[which].in->lines();
+        for (; l >= gradients[which].lines(); ++which) l -= gradients[which].lines();
         const WeightGradient<A>& to = gradients[which];
         const A* outputs = m.at(p, to.first_output / S);
         by_strips<A>(0, to.outputs, [&](auto strips, int64_t column) {
@@ -115,24 +118,24 @@ void add_direct_gradients(const Parallel& parallel, const WeightGradient<A>& to,
 
 // The sums -> (outputs, inputs, taps) of the caller, its channels in `outputs.groups` groups.
 template <class T>
-bool give_weight_gradient(const Parallel& parallel, const WeightGradient<Acc<T>>& from, bool winograd, int64_t inputs,
+void give_weight_gradient(const Parallel& parallel, const WeightGradient<Acc<T>>& from, bool winograd, int64_t inputs,
                           Grouped outputs, int64_t taps, T* to) {
   using A = Acc<T>;
   constexpr int S = kStrip<A>;
-  const int64_t runs = ceil_div(inputs, kInputRun), lines = from.outputs / S, points = winograd ? kPoints : taps;
-  parallel(runs * lines, kInputRun * S * points, [&](int64_t unit, int64_t end) {
+  const int64_t runs = ceil_div(inputs, kInputRun), lines = from.outputs / S, point = from.inputs() * from.outputs,
+                of_slice = taps / from.slices, padded = kept_channels(outputs.channels);
+  parallel(runs * lines, kInputRun * S * taps, [&](int64_t unit, int64_t end) {
     const Scratch memory(kInputRun * taps * S * int64_t(sizeof(A)));
     A* scratch = static_cast<A*>(memory.data());
     if (!scratch) return false;
     for (; unit < end; ++unit) {
       const int64_t line = unit % lines, input = unit / lines * kInputRun, n = std::min(kInputRun, inputs - input);
-      const int64_t padded = kept_channels(outputs.channels), output = line * S % padded,
-                    row = line * S / padded * outputs.channels + output;
+      const int64_t output = line * S % padded, row = line * S / padded * outputs.channels + output;
       const int count = int(std::clamp<int64_t>(outputs.channels - output, 0, S));
-      const int64_t point = from.in->channels * from.outputs;
-      for (int64_t i = 0; i < n; ++i) {
-        const A* sums = from.sums + (input + i) * from.outputs + line * S;
-        A* of_input = scratch + i * taps * S;
+      for (int64_t i = 0; i < n * from.slices; ++i) {
+        const int64_t slice = i % from.slices, of_run = i / from.slices;
+        const A* sums = from.sums + (slice * from.in->channels + input + of_run) * from.outputs + line * S;
+        A* of_input = scratch + i * of_slice * S;
         if (winograd)
           transform_tile<A, 6, 3, 3>(
               VG_TRANSFORM(filter_transposed), VG_TRANSFORM(filter_transposed),
@@ -145,7 +148,6 @@ bool give_weight_gradient(const Parallel& parallel, const WeightGradient<Acc<T>>
     }
     return true;
   });
-  return true;
 }
 
 // Sums of d over all pixels, in double, one for each channel.

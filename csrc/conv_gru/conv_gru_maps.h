@@ -26,7 +26,8 @@ struct Grid {
 
   int64_t tile_rows() const { return ceil_div(height, kTile); }
   int64_t tile_columns() const { return ceil_div(width, kTile); }
-  int64_t tiles() const { return tile_rows() * tile_columns(); }  // of a 2-D map
+  int64_t tiles() const { return depth * tile_rows() * tile_columns(); }  // of a map, slice by slice
+  int64_t tap_slices() const { return 2 * depth_radius + 1; }
   int64_t pixels() const { return depth * height * width; }
   int64_t padded_pixels() const { return slices * rows * columns; }
   int64_t padded(int64_t d, int64_t y, int64_t x) const {

@@ -41,8 +41,8 @@ struct Call {
                     shape_text(shape_of(x)), " and ", shape_text(shape_of(weight_hh)));
     STD_TORCH_CHECK(s.kernel % 2 == 1, op, ": expected a kernel of odd size, got ", s.kernel);
     STD_TORCH_CHECK(algorithm >= 0 && algorithm <= 2, op, ": expected algorithm 0, 1 or 2, got ", algorithm);
-    STD_TORCH_CHECK(algorithm != 2 || (s.kernel == 3 && !volumes && dtype != DType::float64), op,
-                    ": expected a 3 x 3 kernel and no float64 for algorithm 2 (winograd)");
+    STD_TORCH_CHECK(algorithm != 2 || (s.kernel == 3 && dtype != DType::float64), op,
+                    ": expected a kernel of size 3 and no float64 for algorithm 2 (winograd)");
     params.algorithm = ConvAlgorithm(algorithm);
     const std::vector<int64_t> sizes = shape_of(x), map(sizes.begin() + 3, sizes.end()), filter(x.dim() - 3, s.kernel);
     const auto shape = [](std::vector<int64_t> start, const std::vector<int64_t>& rest) {

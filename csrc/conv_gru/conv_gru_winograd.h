@@ -19,7 +19,8 @@
 //
 // With z_0..z_4 = 0, 1, -1, 2, -2 and infinity, V and U are the values at z of the polynomials that tile and filter
 // are, and y the coefficients of their product. Every transform is linear, so its transpose is its derivative: the
-// gradient of g is G^T [ sum over tiles (B^T d B) . (A dy A^T) ] G. Any 3 x 3 "same" convolution can call this file.
+// gradient of g is G^T [ sum over tiles (B^T d B) . (A dy A^T) ] G. Any 3 x 3 "same" convolution can call this file; a
+// 3 x 3 x 3 one is to it a 3 x 3 one of three times the inputs, those of the slices before, at and after the tile's.
 // Compiled once per instruction set, no guard.
 
 constexpr int kPoints = 36;
@@ -122,24 +123,26 @@ struct WinogradPoint {
   }
 };
 
-// Tiles of a row of maps, numbered map by map.
+// Tiles of a row of maps, numbered map by map, slice by slice.
 struct Tile {
-  int64_t map, y, x;  // of its first pixel
+  int64_t map, d, y, x;  // of its first pixel
   Tile(const Grid& grid, int64_t index)
       : map(index / grid.tiles()),
-        y(index % grid.tiles() / grid.tile_columns() * kTile),
+        d(index % grid.tiles() / (grid.tile_rows() * grid.tile_columns())),
+        y(index / grid.tile_columns() % grid.tile_rows() * kTile),
         x(index % grid.tile_columns() * kTile) {}
 };
 
-// V of tiles [first, first + n): point p, tile i, line l at v[p point + i tile + l line].
+// V of tiles [first, first + n): point p, tile i, line l at v[p point + i tile + l line]; lines of slice after slice.
 template <class A>
 void transform_data(const Maps<A>& maps, int64_t first, int64_t n, A* v, int64_t point, int64_t tile, int64_t line) {
   const Grid& grid = *maps.grid;
   for (int64_t i = 0; i < n; ++i) {
     const Tile at(grid, first + i);
-    const A* corner = maps.data + (at.map * grid.padded_pixels() + at.y * grid.columns + at.x) * maps.pitch;
-    for (int64_t l = 0; l < maps.lines(); ++l) {
-      const A* from = corner + l * kStrip<A>;
+    const int64_t corner = at.map * grid.padded_pixels() + (at.d * grid.rows + at.y) * grid.columns + at.x;
+    for (int64_t l = 0; l < grid.tap_slices() * maps.lines(); ++l) {
+      const int64_t slice = l / maps.lines() * grid.rows * grid.columns;
+      const A* from = maps.data + (corner + slice) * maps.pitch + l % maps.lines() * kStrip<A>;
       A* to = v + i * tile + l * line;
       const auto load = [&](int y, int x)
                             VG_LAMBDA { return load_pixel<A, kStrip<A>>(from + (y * grid.columns + x) * maps.pitch); };
@@ -165,8 +168,8 @@ inline int64_t places_of(const Grid& grid, const Tile& tile, Place* places) {
   const int64_t rows = std::min(kTile, grid.height - tile.y), columns = std::min(kTile, grid.width - tile.x);
   for (int64_t y = tile.y; y < tile.y + rows; ++y)
     for (int64_t x = tile.x; x < tile.x + columns; ++x)
-      places[count++] = {tile.map, tile.map * grid.pixels() + y * grid.width + x,
-                         tile.map * grid.padded_pixels() + grid.padded(0, y, x)};
+      places[count++] = {tile.map, tile.map * grid.pixels() + (tile.d * grid.height + y) * grid.width + x,
+                         tile.map * grid.padded_pixels() + grid.padded(tile.d, y, x)};
   return count;
 }
 
@@ -185,7 +188,7 @@ template <class A>
 void convolve_winograd(const Parallel& parallel, const Maps<A>& in, const Panels<A>& panels,
                        const Results<A>& results) {
   const Grid& grid = *in.grid;
-  const int64_t tiles = in.count * grid.tiles(), blocks = ceil_div(tiles, kBlock), inputs = in.channels;
+  const int64_t tiles = in.count * grid.tiles(), blocks = ceil_div(tiles, kBlock), inputs = panels.inputs;
   const int64_t size = ceil_div(ceil_div(tiles, blocks), kTileRows) * kTileRows;  // of a block
   // a few lines more, so that the points do not fall on the same sets of the cache
   const int64_t v_point = size * inputs + kStrip<A>, m_point = size * 3 * kStrip<A> + kStrip<A>;
