@@ -1,4 +1,4 @@
-"""Decides that large scratch stays with the process between calls, as much as VGKERNELS_KEEP_SCRATCH says, and no more."""
+"""Decides that large scratch stays with the process between calls, as much as VGKERNELS_KEEP_SCRATCH says."""
 
 from __future__ import annotations
 
