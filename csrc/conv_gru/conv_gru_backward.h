@@ -59,13 +59,13 @@ struct Backward {
   bool arrange_all() {
     return arrange(memory, [&](Pieces& pieces) {
       const int64_t maps = s.batch * steps.block;
-      if (needs_x()) x = take_maps_of<A>(pieces, grid, maps, Cin);
-      h = take_maps_of<A>(pieces, grid, maps, C);
-      rh = take_maps_of<A>(pieces, grid, maps, C);
-      d = take_maps_of<A>(pieces, grid, maps, 3 * C);
-      if (b.grad_x) dx = take_maps_of<A>(pieces, grid, maps, Cin);
-      g = take_maps_of<A>(pieces, grid, s.batch, C);
-      int64_t elements = elements_of(back.candidate, back.gates);
+      if (needs_x()) x = fresh_maps<A>(pieces, grid, maps, Cin);
+      h = fresh_maps<A>(pieces, grid, maps, C);
+      rh = fresh_maps<A>(pieces, grid, maps, C);
+      d = fresh_maps<A>(pieces, grid, maps, 3 * C);
+      if (b.grad_x) dx = fresh_maps<A>(pieces, grid, maps, Cin);
+      g = fresh_maps<A>(pieces, grid, s.batch, C);
+      int64_t elements = back.candidate.panels.elements() + back.gates.panels.elements();
       if (b.grad_x) elements += back.input.panels.elements();
       if (!p.gates) {
         elements += again.elements();

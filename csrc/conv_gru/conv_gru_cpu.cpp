@@ -45,18 +45,23 @@ bool conv_gru_backward_cpu(const ConvGruBackward& params, DType dtype, const Par
 uint64_t conv_gru_fingerprint(const void* data, int64_t bytes, uint64_t seed) {
   constexpr uint64_t kOdd = 0x9E3779B97F4A7C15u;
   constexpr int kLanes = 8;  // independent chains
-  uint64_t lanes[kLanes];
+  uint64_t lanes[kLanes], words[kLanes];
   for (int i = 0; i < kLanes; ++i) lanes[i] = seed + i * kOdd;
-  const char* at = static_cast<const char*>(data);
-  for (; bytes > 0; bytes -= 8 * kLanes, at += 8 * kLanes) {
-    uint64_t words[kLanes] = {};
-    std::memcpy(words, at, std::min<int64_t>(bytes, sizeof words));
+  const auto mix = [&] {
     for (int i = 0; i < kLanes; ++i) {
       const uint64_t mixed = (lanes[i] ^ words[i]) * kOdd;
       lanes[i] = mixed ^ (mixed >> 29);
     }
+  };
+  const char* at = static_cast<const char*>(data);
+  for (; bytes >= int64_t(sizeof words); bytes -= sizeof words, at += sizeof words) {
+    std::memcpy(words, at, sizeof words);
+    mix();
   }
-  uint64_t all = seed;
+  std::memset(words, 0, sizeof words);
+  std::memcpy(words, at, bytes);
+  mix();
+  uint64_t all = seed ^ uint64_t(bytes);
   for (const uint64_t lane : lanes) all = ((all ^ lane) * kOdd) ^ (all >> 31);
   return all;
 }

@@ -54,13 +54,3 @@ Filters<T> backward_filters(const void* weight, const ConvGruShape& s, int64_t i
   const T* data = static_cast<const T*>(weight) + first * s.channels * inputs * s.taps();
   return {data, {count, s.channels}, {1, inputs}, inputs * s.taps(), s.taps(), s.taps(), true};
 }
-
-// Packs convolutions side by side into `memory` (elements_of(...) of them), or finds them packed there.
-template <class... C>
-int64_t elements_of(const C&... convolutions) {
-  return (convolutions.panels.elements() + ...);
-}
-template <class A, class... C>
-void place(A* memory, C&... convolutions) {
-  ((convolutions.panels.points = memory, memory += convolutions.panels.elements()), ...);
-}

@@ -77,28 +77,29 @@ void pack_filters(const Parallel& parallel, const Filters<T>& filters, const Pan
   constexpr int S = kStrip<A>;
   const int64_t channels = filters.inputs.channels, padded = kept_channels(channels), of_group = padded / kInputRun,
                 runs = of_group * filters.inputs.groups, taps = filters.taps / panels.slices;
-  parallel(panels.lines * runs, kInputRun * S * panels.count_points, [&](int64_t unit, int64_t end) {
+  parallel(panels.panels() * runs, 3 * kInputRun * S * panels.count_points, [&](int64_t unit, int64_t end) {
     const Scratch memory(kInputRun * filters.taps * S * int64_t(sizeof(A)));
     A* scratch = static_cast<A*>(memory.data());
     if (!scratch) return false;
     for (; unit < end; ++unit) {
-      const int64_t line = unit / runs, group = unit % runs / of_group, first = unit % of_group * kInputRun;
-      int64_t panel = line * panels.panels() / panels.lines;
-      while (panels.first(panel + 1) <= line) ++panel;
-      const int64_t width = panels.width(panel) * S, step = panels.inputs * width;
-      A* to = points + (panels.at(panel, 0) - panels.points) + (line - panels.first(panel)) * S;
+      const int64_t panel = unit / runs, group = unit % runs / of_group, first = unit % of_group * kInputRun,
+                    width = panels.width(panel) * S, step = panels.inputs * width,
+                    n = std::clamp<int64_t>(channels - first, 0, kInputRun);
+      A* to = points + (panels.at(panel, 0) - panels.points);
       const auto row = [&](int64_t slice, int64_t input) {  // of the group
         return to + (slice * filters.inputs.padded() + group * padded + input) * width;
       };
-      const int64_t n = std::clamp<int64_t>(channels - first, 0, kInputRun);
-      for_taps(filters, line, group * channels + first, n, scratch, [&](int64_t input, const A* of_input) {
-        for (int64_t slice = 0; slice < panels.slices; ++slice)
-          Point::write(of_input + slice * taps * S, taps, row(slice, input - group * channels), step);
-      });
-      for (int64_t input = first + n; input < first + kInputRun; ++input)  // padding
-        for (int64_t slice = 0; slice < panels.slices; ++slice)
-          for (int64_t point = 0; point < panels.count_points; ++point)
-            store_pixel(row(slice, input) + point * step, Line<A>{});
+      for (int64_t l = 0; l < panels.width(panel); ++l) {
+        const int64_t line = panels.first(panel) + l;
+        for_taps(filters, line, group * channels + first, n, scratch, [&](int64_t input, const A* of_input) {
+          for (int64_t slice = 0; slice < panels.slices; ++slice)
+            Point::write(of_input + slice * taps * S, taps, row(slice, input - group * channels) + l * S, step);
+        });
+        for (int64_t input = first + n; input < first + kInputRun; ++input)  // padding
+          for (int64_t slice = 0; slice < panels.slices; ++slice)
+            for (int64_t point = 0; point < panels.count_points; ++point)
+              store_pixel(row(slice, input) + l * S + point * step, Line<A>{});
+      }
     }
     return true;
   });

@@ -29,11 +29,17 @@ struct ForwardConvolutions {
         gates(takes_winograd<Acc<T>>(p, maps), forward_filters<T>(p.weight_hh, p.shape, p.shape.channels, 0, 2)),
         candidate(gates.winograd, forward_filters<T>(p.weight_hh, p.shape, p.shape.channels, 2, 1)) {}
 
-  int64_t elements() const { return elements_of(input, gates, candidate); }
-  void use(Acc<T>* memory) { place(memory, input, gates, candidate); }
+  // Their weights lie side by side.
+  int64_t elements() const { return input.panels.elements() + gates.panels.elements() + candidate.panels.elements(); }
   void pack(const Parallel& parallel, Acc<T>* memory) const {
     for (const Convolution<T>* convolution : {&input, &gates, &candidate}) {
       convolution->pack(parallel, memory);
+      memory += convolution->panels.elements();
+    }
+  }
+  void use(const Acc<T>* memory) {
+    for (Convolution<T>* convolution : {&input, &gates, &candidate}) {
+      convolution->panels.points = memory;
       memory += convolution->panels.elements();
     }
   }
@@ -49,9 +55,9 @@ bool pack_weights(const ConvGruForward& p, const Parallel& parallel, void* packe
   return true;
 }
 
-// Maps with zeros around them, from untyped scratch.
+// Maps of zeros, from untyped scratch.
 template <class A>
-Maps<A> take_maps_of(Pieces& pieces, const Grid& grid, int64_t count, int64_t channels) {
+Maps<A> fresh_maps(Pieces& pieces, const Grid& grid, int64_t count, int64_t channels) {
   const int64_t elements = count * grid.padded_pixels() * channels;
   A* data = pieces.take<A>(elements);
   if (pieces.begin) std::memset(data, 0, elements * sizeof(A));
@@ -103,9 +109,9 @@ bool conv_gru_forward(const ConvGruForward& p, const void* packed, const Paralle
   Plane<A> xg{}, z{};
   A *bias = nullptr, *weights = nullptr;
   const bool placed = arrange(memory, [&](Pieces& pieces) {
-    x = take_maps_of<A>(pieces, grid, s.batch * steps.block, Cin);
-    h = take_maps_of<A>(pieces, grid, s.batch, C);
-    rh = take_maps_of<A>(pieces, grid, s.batch, C);
+    x = fresh_maps<A>(pieces, grid, s.batch * steps.block, Cin);
+    h = fresh_maps<A>(pieces, grid, s.batch, C);
+    rh = fresh_maps<A>(pieces, grid, s.batch, C);
     xg = {pieces.take<A>(steps.block * pixels * 3 * C), 3 * C};
     z = {pieces.take<A>(pixels * C), C};
     bias = pieces.take<A>(3 * C);
@@ -113,7 +119,7 @@ bool conv_gru_forward(const ConvGruForward& p, const void* packed, const Paralle
   });
   if (!placed) return false;
   if (!packed) convolutions.pack(parallel, weights);
-  convolutions.use(packed ? const_cast<A*>(static_cast<const A*>(packed)) : weights);  // is only read
+  convolutions.use(packed ? static_cast<const A*>(packed) : weights);
   take_bias(static_cast<const T*>(p.bias), {3, s.channels}, bias);
   take_maps(parallel, static_cast<const A*>(p.h0), s.channels, h);
 
