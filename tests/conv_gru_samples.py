@@ -166,8 +166,8 @@ BAD = [
     ),
     Bad("weight-hh-dtype", changed(weight_hh=Tensor.double), TypeError, "expected weight_hh of x's dtype float32, got"),
     Bad("bias-dtype", changed(bias=Tensor.bfloat16), TypeError, "expected bias of x's dtype float32, got bfloat16"),
-    Bad("h0-dtype", changed(h0=Tensor.half), TypeError, "expected h0 of x's dtype float32, got float16"),
-    Bad("h0-double", changed(h0=Tensor.double), TypeError, "expected h0 of x's dtype float32, got float64"),
+    Bad("h0-dtype", changed(h0=Tensor.half), TypeError, "expected h0 of dtype float32, got float16"),
+    Bad("h0-double", changed(h0=Tensor.double), TypeError, "expected h0 of dtype float32, got float64"),
     Bad("h0-device", changed(h0=lambda t: t.to("meta")), ValueError, "expected h0 on x's device cpu, got meta"),
     Bad("weight-device", changed(weight_hh=lambda t: t.to("meta")), ValueError, "expected weight_hh on x's device cpu"),
     Bad(

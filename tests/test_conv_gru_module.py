@@ -6,6 +6,7 @@ import math
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conv_gru_samples import close, lengths, normal
@@ -221,6 +222,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"activation": "gelu"}, ValueError, "expected activation to be one of 'relu', 'tanh', got 'gelu'"),
     ({"algorithm": "fft"}, ValueError, "expected algorithm to be one of .*, got 'fft'"),
     ({"impl": "cuda"}, ValueError, "expected impl to be one of .*, got 'cuda'"),
+    ({"dims": 2.0}, ValueError, "expected dims 2 or 3, got 2.0"),
+    ({"bidirectional": "no"}, TypeError, "expected bidirectional to be a bool, got str"),
+    ({"checkpoint": 1}, TypeError, "expected checkpoint to be a bool, got int"),
 ]
 
 
@@ -228,6 +232,10 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_bad_options(options: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=f"^ConvGRU: {match}"):
         ConvGRU(**{"input_channels": 2, "hidden_channels": 3, **options})
+
+
+def test_sizes_of_numpy() -> None:
+    assert ConvGRU(np.int64(2), np.int32(3))(torch.ones(1, 1, 2, 4, 4))[0].shape == (1, 1, 3, 4, 4)
 
 
 def test_bad_input() -> None:

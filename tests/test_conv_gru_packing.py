@@ -46,6 +46,16 @@ def test_packed_at_the_second_call_and_kept() -> None:
     assert all(torch.equal(a, b) for a, b in zip(conv_gru(**given), want, strict=True))
 
 
+def test_packed_weights_that_are_not_packed_are_refused() -> None:
+    given = small()
+    tensors = given["x"], given["weight_ih"], given["weight_hh"]
+    packed = torch.ops.vgkernels.conv_gru_pack(*tensors, 0)
+    x, *weights = tensors
+    for wrong in (packed[:1].expand(len(packed)), packed[:-1], packed.float(), torch.stack([packed, packed], 1)[:, 0]):
+        with pytest.raises(RuntimeError, match="conv_gru: expected packed"):
+            torch.ops.vgkernels.conv_gru(x, None, *weights, None, None, wrong, False, False, False, 0)
+
+
 def test_temporaries_are_not_packed() -> None:
     given = small()
     call = lambda: conv_gru(**{**given, "weight_hh": given["weight_hh"] * 2})  # noqa: E731

@@ -64,8 +64,7 @@ def check_tensors(op: str, x: Any, h0: Any, weight_ih: Any, weight_hh: Any, bias
         check_shape(op, "bias", bias, "3C", sizes)
     if h0 is not None:
         check_tensor(op, "h0", h0)
-        if h0.dtype not in (x.dtype, accumulation_dtype(x.dtype)):
-            check_same_dtype(op, "h0", h0, "x", x)
+        check_tensor(op, "h0", h0, sorted({x.dtype, accumulation_dtype(x.dtype)}, key=str))
         check_same_device(op, "h0", h0, "x", x)
         check_shape(op, "h0", h0, f"B C {extent}", sizes)
 
@@ -82,6 +81,8 @@ def checked_lengths(op: str, lengths: Any, x: Tensor) -> Tensor | None:
         return None
     check_tensor(op, "lengths", lengths, _INTEGERS)
     check_shape(op, "lengths", lengths, "B", {"B": x.shape[1]})
+    if lengths.is_meta and not x.is_meta:
+        raise ValueError(f"{op}: expected lengths with values, got a tensor on meta")
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if lengths.device.type == "cpu" and not traced and lengths.numel() > 0:
         least, most = (int(bound) for bound in lengths.aminmax())

@@ -6,6 +6,7 @@ Decides names, shapes and initial values of the parameters, and how layers and d
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -85,17 +86,27 @@ class ConvGRU(nn.Module):
             "num_layers": num_layers,
         }
         for name, count in counts.items():
-            if isinstance(count, bool) or not isinstance(count, int):
+            if isinstance(count, bool) or not isinstance(count, numbers.Integral):
                 raise TypeError(f"ConvGRU: expected {name} to be an int, got {type(count).__name__}")
             if count < 1:
                 raise ValueError(f"ConvGRU: expected {name} > 0, got {count}")
         if kernel_size % 2 == 0:
             raise ValueError(f"ConvGRU: expected an odd kernel_size, got {kernel_size}")
-        if dims not in (2, 3):
-            raise ValueError(f"ConvGRU: expected dims 2 or 3, got {dims}")
+        if not isinstance(dims, int) or dims not in (2, 3):
+            raise ValueError(f"ConvGRU: expected dims 2 or 3, got {dims!r}")
+        switches = {
+            "bidirectional": bidirectional,
+            "bias": bias,
+            "batch_first": batch_first,
+            "checkpoint": checkpoint,
+        }
+        for name, switch in switches.items():
+            if not isinstance(switch, bool):
+                raise TypeError(f"ConvGRU: expected {name} to be a bool, got {type(switch).__name__}")
         check_option("ConvGRU", "activation", activation, ACTIVATIONS)
         check_option("ConvGRU", "algorithm", algorithm, ALGORITHMS)
         check_option("ConvGRU", "impl", impl, ("auto", "native", "reference"))
+        input_channels, hidden_channels, kernel_size, num_layers = map(int, counts.values())
         self.input_channels, self.hidden_channels, self.kernel_size = input_channels, hidden_channels, kernel_size
         self.num_layers, self.bidirectional, self.dims = num_layers, bidirectional, dims
         self.activation, self.bias, self.batch_first = activation, bias, batch_first

@@ -64,6 +64,7 @@ def _run_steps(
 
         h = new if goes_on is None else torch.where(goes_on, new, h)
         states.append(h)
-    if not states:
-        return x.new_zeros((0, *h.shape)), h
+    if not states:  # sums of nothing, that autograd gives gradients of 0 to
+        nothing = sum(tensor[:0].sum() for tensor in (x, weight_ih, weight_hh, bias) if tensor is not None)
+        return (x.new_zeros((0, *h.shape)) + nothing).to(x.dtype), h + nothing
     return torch.stack(states[::-1] if reverse else states).to(x.dtype), h

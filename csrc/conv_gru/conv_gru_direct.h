@@ -54,7 +54,7 @@ void convolve_direct(const Parallel& parallel, const Maps<A>& in, const Panels<A
           by_strips<A>(0, row, [&](auto strips, int64_t column) {
             product_tile<Into::add, strips>(sums + i * row + column, row, kStrip<A>,
                                             in.data + tap.padded(grid) * in.pitch, 1, offsets[i / kTileRows],
-                                            panels.at(panel, t) + column, row, kStrip<A>, in.channels);
+                                            panels.at(panel, t) + column, row, kStrip<A>, panels.multiplied);
           });
         }
       }

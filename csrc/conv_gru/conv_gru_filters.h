@@ -23,6 +23,7 @@ template <class A>
 struct Panels {
   const A* points;
   int64_t inputs, lines, count_points, slices;
+  int64_t multiplied;  // inputs, without the padding behind the last one
 
   int64_t panels() const { return ceil_div(lines, 3); }
   int64_t first(int64_t panel) const { return panel * lines / panels(); }  // as even as they get
@@ -35,7 +36,9 @@ struct Panels {
 
 template <class T>
 Panels<Acc<T>> panels_of(const Filters<T>& filters, int64_t count_points, int64_t slices) {
-  return {nullptr, slices * filters.inputs.padded(), filters.outputs.padded() / kStrip<Acc<T>>, count_points, slices};
+  const Grouped& in = filters.inputs;
+  const int64_t inputs = slices * in.padded(), padding = kept_channels(in.channels) - in.channels;
+  return {nullptr, inputs, filters.outputs.padded() / kStrip<Acc<T>>, count_points, slices, inputs - padding};
 }
 
 constexpr int64_t kInputRun = 16;  // inputs whose taps are read at a time: padded channels are a multiple

@@ -2,7 +2,7 @@
 // the convolution of the state with the gates r and z behind it, and the one of r . h with n and the new state. Any
 // split of the work over threads gives the same bits. Compiled once per instruction set, no guard.
 
-constexpr int64_t kBlockPixels = 3072;  // of a block of steps: enough to use each weight often
+constexpr int64_t kBlockTiles = 192;  // of a block of steps: enough to use each weight often
 
 // Steps of a block, and where they are in time.
 struct Steps {
@@ -13,7 +13,7 @@ struct Steps {
   Steps(const ConvGruShape& s, bool reverse)
       : shape(s),
         reverse(reverse),
-        block(std::clamp<int64_t>(ceil_div(kBlockPixels, std::max<int64_t>(s.batch * s.pixels(), 1)), 1,
+        block(std::clamp<int64_t>(ceil_div(kBlockTiles, std::max<int64_t>(s.batch * Grid(s).tiles(), 1)), 1,
                                   std::max<int64_t>(s.steps, 1))) {}
   int64_t time(int64_t step) const { return reverse ? shape.steps - 1 - step : step; }
 };

@@ -22,7 +22,7 @@ VG_INLINE Vector<float, N> exponential(Vector<float, N> x) {  // NaN: anything
 template <int N>
 VG_INLINE Vector<float, N> sigmoid(Vector<float, N> x) {
   const Vector<float, N> value = 1.0f / (1.0f + exponential<N>(-x));
-  return x == x ? value : x;
+  return x == x ? (x < -88.0f ? Vector<float, N>{} : value) : x;
 }
 template <int N>
 VG_INLINE Vector<float, N> tanh_of(Vector<float, N> x) {

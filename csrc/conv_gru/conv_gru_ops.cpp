@@ -104,8 +104,10 @@ std::tuple<Tensor, Tensor, Tensor> conv_gru(const Tensor& x, OptionalTensor h0, 
   const char* op = "conv_gru";
   Call call(op, x, weight_ih, weight_hh, algorithm);
   call.take(op, h0, bias, lengths, tanh, reverse);
-  if (packed)
+  if (packed) {
     check_tensor(op, "packed", *packed, {conv_gru_packed_bytes(call.params, call.dtype)}, ScalarType::Byte, call.x);
+    STD_TORCH_CHECK(packed->is_contiguous(), op, ": expected packed to be contiguous");
+  }
   const ScalarType type = x.scalar_type();
   const Tensor output = advise_huge_pages(empty(call.output_shape, type, x));
   const Tensor h_T = empty(call.state_shape, accumulate_type(call.dtype), x);

@@ -209,7 +209,7 @@ void convolve_winograd(const Parallel& parallel, const Maps<A>& in, const Panels
           for (int64_t row = 0; row < n; row += kTileRows)
             product_tile<Into::assign, strips>(m + p * m_point + row * m_row + column, m_row, kStrip<A>,
                                                v + p * v_point + row * inputs, 1, Spaced{inputs},
-                                               panels.at(panel, p) + column, m_row, kStrip<A>, inputs);
+                                               panels.at(panel, p) + column, m_row, kStrip<A>, panels.multiplied);
         });
       for (int64_t i = 0; i < n; ++i) {
         const Tile tile(grid, first + i);
