@@ -13,7 +13,7 @@
 
 namespace vgkernels {
 
-// Blocks that nobody uses at the moment.
+// Blocks that nobody uses at the moment; where they are too many, those go that were given first.
 class KeptScratch {
  public:
   static KeptScratch& instance() {
@@ -23,36 +23,41 @@ class KeptScratch {
   // A block of `bytes` to twice as many, whose size goes to `bytes`; null: none.
   void* take(int64_t& bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (Block& block : blocks_)
-      if (block.data && block.bytes >= bytes && block.bytes <= 2 * bytes) {
-        bytes = block.bytes, total_ -= block.bytes;
-        return std::exchange(block.data, nullptr);
+    for (int i = count_ - 1; i >= 0; --i)
+      if (blocks_[i].bytes >= bytes && blocks_[i].bytes <= 2 * bytes) {
+        bytes = blocks_[i].bytes;
+        return remove(i);
       }
     return nullptr;
   }
-  // Keeps the block if it can.
-  bool give(void* data, int64_t bytes) {
+  // Keeps the block, or frees it.
+  void give(void* data, int64_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (total_ + bytes > limit_) return false;
-    for (Block& block : blocks_)
-      if (!block.data) {
-        block = {data, bytes}, total_ += bytes;
-        return true;
-      }
-    return false;
+    while (count_ > 0 && (count_ == kBlocks || total_ + bytes > limit_)) std::free(remove(0));
+    if (bytes > limit_) return std::free(data);
+    blocks_[count_++] = {data, bytes}, total_ += bytes;
   }
 
  private:
+  static constexpr int kBlocks = 8;
   struct Block {
-    void* data = nullptr;
-    int64_t bytes = 0;
+    void* data;
+    int64_t bytes;
   };
   KeptScratch() {
     const char* wish = std::getenv("VGKERNELS_KEEP_SCRATCH");
     limit_ = (wish ? std::atoll(wish) : 256) << 20;
   }
+  void* remove(int i) {
+    void* data = blocks_[i].data;
+    total_ -= blocks_[i].bytes;
+    for (--count_; i < count_; ++i) blocks_[i] = blocks_[i + 1];
+    return data;
+  }
+
   std::mutex mutex_;
-  Block blocks_[8];
+  Block blocks_[kBlocks];
+  int count_ = 0;
   int64_t total_ = 0, limit_ = 0;
 };
 
@@ -74,7 +79,7 @@ class Scratch {
   }
   ~Scratch() {
 #if !defined(VG_DEBUG)
-    if (data_ && is_large() && KeptScratch::instance().give(data_, bytes_)) return;
+    if (data_ && is_large()) KeptScratch::instance().give(std::exchange(data_, nullptr), bytes_);
 #endif
     std::free(data_);
   }
