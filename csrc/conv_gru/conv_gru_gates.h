@@ -69,8 +69,8 @@ VG_INLINE Pixel<A, G> activation_slope(Activation activation, Pixel<A, G> n) {
 #pragma GCC unroll 8
   for (int i = 0; i < n.parts; ++i) {
     const typename Pixel<A, G>::V one = typename Pixel<A, G>::V{} + 1;
-    n.part[i] =
-        activation == Activation::tanh ? 1 - n.part[i] * n.part[i] : (n.part[i] > 0 ? one : typename Pixel<A, G>::V{});
+    n.part[i] = activation == Activation::tanh ? 1 - n.part[i] * n.part[i]
+                                               : (n.part[i] <= 0 ? typename Pixel<A, G>::V{} : one);  // of NaN: 1
   }
   return n;
 }
