@@ -15,12 +15,18 @@
 
 #include "common/check.h"
 #include "common/dtype.h"
+#include "common/forked.h"
 #include "common/huge_pages.h"
 
 namespace vgkernels {
 
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
+
+// A string argument of an op: torch 2.13 copies a std::string to memory that it never frees, at every call.
+struct Text : std::string {
+  using std::string::string;
+};
 
 inline DType dtype_of(const char* op, const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -69,24 +75,53 @@ inline Tensor advise_huge_pages(Tensor tensor) {
   return tensor;
 }
 
-#if defined(VG_CUDA)
+#if defined(VG_EMULATED)
+struct OnDevice {
+  explicit OnDevice(const Tensor&) {}
+};
+inline void* current_stream(const Tensor&) { return nullptr; }
+#elif defined(VG_CUDA)
+// Makes the tensor's device the current one, as launches and allocations ask for.
+struct OnDevice {
+  explicit OnDevice(const Tensor& tensor) : guard(tensor.get_device_index()) {}
+  torch::stable::accelerator::DeviceGuard guard;
+};
 inline void* current_stream(const Tensor& tensor) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return stream;
 }
 #else
-// run(begin, end) over torch's threads; units of about `work` elements each. Raises if a run returns false (no memory).
+// run(begin, end) over torch's threads, in a forked child all at once; units of about `work` elements each. Raises if a
+// run returns false (no memory).
 template <class Run>
 void parallel_units(const char* op, int64_t units, int64_t work, const Run& run) {
   constexpr int64_t per_thread = 16384;  // elements below which another thread does not pay
   std::atomic<bool> complete{true};      // a thread must not throw: the stable ABI would lose what it says
-  torch::stable::parallel_for(0, units, std::max<int64_t>(1, per_thread / std::max<int64_t>(1, work)),
-                              [&](int64_t begin, int64_t end) {
-                                if (!run(begin, end)) complete = false;
-                              });
+  if (in_forked_child) {
+    complete = units <= 0 || run(0, units);
+  } else {
+    torch::stable::parallel_for(0, units, std::max<int64_t>(1, per_thread / std::max<int64_t>(1, work)),
+                                [&](int64_t begin, int64_t end) {
+                                  if (!run(begin, end)) complete = false;
+                                });
+  }
   STD_TORCH_CHECK(complete, op, ": out of memory");
 }
 #endif
 
 }  // namespace vgkernels
+
+template <>
+struct torch::stable::detail::ToImpl<vgkernels::Text> {
+  static vgkernels::Text call(StableIValue value, uint64_t, bool) {
+    const StringHandle handle = to<StringHandle>(value);
+    size_t length;
+    const char* data;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    const vgkernels::Text text(data, length);
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return text;
+  }
+};

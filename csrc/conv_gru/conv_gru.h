@@ -18,6 +18,7 @@
 namespace vgkernels {
 
 enum class Activation : int { relu, tanh };
+inline Activation activation_of(bool tanh) { return tanh ? Activation::tanh : Activation::relu; }
 enum class ConvAlgorithm : int { automatic, direct, winograd };
 
 // Sizes of a call. S stands for depth, height, width; k for the kernel's size in every dim of the map.

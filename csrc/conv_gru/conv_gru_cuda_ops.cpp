@@ -2,6 +2,7 @@
 // (schemas) and, with VG_CUDA, into _C_cuda. They are called by vgkernels/conv_gru_cuda.py alone; the public op's door
 // is conv_gru_ops.cpp.
 #include "common/check.h"
+#include "common/library.h"
 #include "common/tensor_bridge.h"
 #if defined(VG_CUDA)
 #include "conv_gru/conv_gru_cuda.h"
@@ -45,7 +46,7 @@ struct Step {
     return data(name, tensor, accumulate_type(dtype), channels());
   }
   void* kept(const char* name, const Tensor& tensor) const {
-    return data(name, tensor, type, (channels() + 15) / 16 * 16);
+    return data(name, tensor, type, kept_channels(channels()));
   }
   const int64_t* lengths(const Maybe& tensor) const {
     if (!tensor) return nullptr;
@@ -70,7 +71,7 @@ struct Step {
     STD_TORCH_CHECK(sizes.size() == shape.size() && weight->is_contiguous(), op, ": expected a packed weight, got ",
                     shape_text(sizes));
     p.shape.input_channels = sizes.back(), p.shape.kernel = sizes[1];
-    const int64_t needed = (channels() + 15) / 16 * 16 * columns;
+    const int64_t needed = kept_channels(channels()) * columns;
     STD_TORCH_CHECK(sizes[0] % kPackedColumns == 0 && sizes[0] >= needed && sizes[1] % 2 == 1, op,
                     ": expected a packed weight of ", needed, " columns, got ", shape_text(sizes));
     std::vector<int64_t> cube(sizes.size(), sizes[1]);
@@ -83,13 +84,11 @@ struct Step {
 
   template <class Gates>
   void run(const ConvGruProduct& product, const Gates& gates) const {
-    const torch::stable::accelerator::DeviceGuard on_device(beside.get_device_index());
+    const OnDevice on_device(beside);
     const char* error = conv_gru_cuda(product, gates, dtype, current_stream(beside));
     STD_TORCH_CHECK(!error, op, ": CUDA error: ", error);
   }
 };
-
-Activation activation_of(bool tanh) { return tanh ? Activation::tanh : Activation::relu; }
 
 void reset_update(const Tensor& product, Maybe weight, const Tensor& xg, const Tensor& h, Tensor rh, Maybe r,
                   Tensor z) {
@@ -138,15 +137,17 @@ void reset_backward(const Tensor& product, Maybe weight, const Tensor& h, const 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vgkernels, CUDA, m) {
+VG_LIBRARY_KERNELS(m) {
   m.impl("conv_gru_reset_update_", TORCH_BOX(&reset_update));
   m.impl("conv_gru_candidate_", TORCH_BOX(&candidate));
   m.impl("conv_gru_candidate_backward_", TORCH_BOX(&candidate_backward));
   m.impl("conv_gru_reset_backward_", TORCH_BOX(&reset_backward));
 }
-#else
+#endif
+
+#if defined(VG_SCHEMAS)
 // Where a weight is given, the product is yet to be made: of that array and the weight, packed as conv_gru_cuda.h says.
-STABLE_TORCH_LIBRARY_FRAGMENT(vgkernels, m) {
+VG_LIBRARY_SCHEMAS(m) {
   m.def(
       "conv_gru_reset_update_(Tensor product, Tensor? weight, Tensor xg, Tensor h, Tensor(a!) rh, Tensor(b!)? r, "
       "Tensor(c!) z) -> ()");

@@ -1,13 +1,13 @@
 // The torch door of conv_gru: schema, memory-safety checks and allocation. No arithmetic. Compiled into _C; on CUDA the
 // op is put together in vgkernels/conv_gru_cuda.py, out of library convolutions and kernels with doors of their own.
-#if !defined(VG_CUDA)
-
 #include "common/check.h"
+#include "common/library.h"
 #include "common/tensor_bridge.h"
 #include "conv_gru/conv_gru.h"
 #include "conv_gru/conv_gru_cpu.h"
 
 namespace vgkernels {
+#if !defined(VG_CUDA)
 namespace {
 
 using OptionalTensor = std::optional<Tensor>;
@@ -159,7 +159,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_gru_backward(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(vgkernels, m) {
+VG_LIBRARY_KERNELS(m) {
+  m.impl("conv_gru", TORCH_BOX(&conv_gru));
+  m.impl("conv_gru_backward", TORCH_BOX(&conv_gru_backward));
+  m.impl("conv_gru_pack", TORCH_BOX(&conv_gru_pack));
+  m.impl("conv_gru_fingerprint", TORCH_BOX(&fingerprint));
+}
+#endif
+
+#if defined(VG_SCHEMAS)
+VG_LIBRARY_SCHEMAS(m) {
   m.def(
       "conv_gru(Tensor x, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, Tensor? lengths, Tensor? "
       "packed, bool tanh, bool reverse, bool keep_gates, int algorithm) -> (Tensor, Tensor, Tensor)");
@@ -172,13 +181,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vgkernels, m) {
   m.def("conv_gru_pack(Tensor x, Tensor weight_ih, Tensor weight_hh, int algorithm) -> Tensor");
   m.def("conv_gru_fingerprint(Tensor weight_ih, Tensor weight_hh) -> int");
 }
-STABLE_TORCH_LIBRARY_IMPL(vgkernels, CPU, m) {
-  m.impl("conv_gru", TORCH_BOX(&conv_gru));
-  m.impl("conv_gru_backward", TORCH_BOX(&conv_gru_backward));
-  m.impl("conv_gru_pack", TORCH_BOX(&conv_gru_pack));
-  m.impl("conv_gru_fingerprint", TORCH_BOX(&fingerprint));
-}
+#endif
 
 }  // namespace vgkernels
-
-#endif

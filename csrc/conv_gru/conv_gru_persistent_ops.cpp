@@ -2,6 +2,7 @@
 // (schemas) and, with VG_CUDA, into _C_cuda. They are called by vgkernels/conv_gru_persistent.py alone; the public op's
 // door is conv_gru_ops.cpp.
 #include "common/check.h"
+#include "common/library.h"
 #include "common/tensor_bridge.h"
 #if defined(VG_CUDA)
 #include "conv_gru/conv_gru_persistent_cuda.h"
@@ -75,11 +76,9 @@ struct Video {
   }
 };
 
-Activation activation_of(bool tanh) { return tanh ? Activation::tanh : Activation::relu; }
-
 void persistent(const Tensor& xg, Tensor h, const Tensor& weight_hh, Maybe lengths, Tensor output, Maybe gates,
                 bool tanh, bool reverse) {
-  const torch::stable::accelerator::DeviceGuard on_device(output.get_device_index());  // which the plan is for
+  const OnDevice on_device(output);  // which the plan is for
   const Video video("conv_gru_persistent_", output, weight_hh);
   ConvGruPersistent p{};
   p.shape = video.shape, p.activation = activation_of(tanh), p.reverse = reverse;
@@ -91,7 +90,7 @@ void persistent(const Tensor& xg, Tensor h, const Tensor& weight_hh, Maybe lengt
 
 void persistent_backward(const Tensor& grad_output, const Tensor& past, const Tensor& gates, const Tensor& weight_hh,
                          Maybe lengths, Tensor grad_h, Tensor grad_rz, Tensor grad_n, bool tanh, bool reverse) {
-  const torch::stable::accelerator::DeviceGuard on_device(grad_n.get_device_index());
+  const OnDevice on_device(grad_n);
   const Video video("conv_gru_persistent_backward_", grad_n, weight_hh);
   ConvGruPersistentBackward p{};
   p.shape = video.shape, p.activation = activation_of(tanh), p.reverse = reverse;
@@ -104,12 +103,14 @@ void persistent_backward(const Tensor& grad_output, const Tensor& past, const Te
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vgkernels, CUDA, m) {
+VG_LIBRARY_KERNELS(m) {
   m.impl("conv_gru_persistent_", TORCH_BOX(&persistent));
   m.impl("conv_gru_persistent_backward_", TORCH_BOX(&persistent_backward));
 }
-#else
-STABLE_TORCH_LIBRARY_FRAGMENT(vgkernels, m) {
+#endif
+
+#if defined(VG_SCHEMAS)
+VG_LIBRARY_SCHEMAS(m) {
   m.def(
       "conv_gru_persistent_(Tensor xg, Tensor(a!) h, Tensor weight_hh, Tensor? lengths, Tensor(b!) output, "
       "Tensor(c!)? gates, bool tanh, bool reverse) -> ()");

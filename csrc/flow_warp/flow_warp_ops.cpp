@@ -1,6 +1,7 @@
 // The torch door of flow_warp: schema, memory-safety checks, allocation and choice of device. No arithmetic.
 // Compiled into _C (schema, CPU) and, with VG_CUDA, into _C_cuda.
 #include "common/check.h"
+#include "common/library.h"
 #include "common/tensor_bridge.h"
 #include "flow_warp/flow_warp.h"
 #include "flow_warp/flow_warp_cpu.h"
@@ -83,14 +84,14 @@ Tensor row_spans(const FlowWarpParams& p, const Inputs& in) {  // (B, Ho) RowSpa
 #endif
 
 Tensor flow_warp(const Tensor& image, const Tensor& flow, const MaybeTensor& mask, const MaybeTensor& painted,
-                 std::string mode, std::string padding_mode) {
+                 Text mode, Text padding_mode) {
   FlowWarpParams p;
   const Inputs in = check_inputs(image, flow, mask, painted, mode, padding_mode, p);
   Tensor out = advise_huge_pages(empty({p.B, p.C, p.Ho, p.Wo}, image.scalar_type(), image, in.format));
   if (out.numel() == 0) return out;
   p.out = out.mutable_data_ptr();
 #if defined(VG_CUDA)
-  const torch::stable::accelerator::DeviceGuard on_device(image.get_device_index());
+  const OnDevice on_device(image);
   const char* error = flow_warp_forward_cuda(p, in.dtype, current_stream(image));
   STD_TORCH_CHECK(!error, "flow_warp: CUDA error: ", error);
 #else
@@ -106,9 +107,9 @@ Tensor flow_warp(const Tensor& image, const Tensor& flow, const MaybeTensor& mas
 // A gradient that is not needed comes back as an empty tensor of shape (0,).
 std::tuple<Tensor, Tensor, Tensor, Tensor> flow_warp_backward(const Tensor& grad_out, const Tensor& image,
                                                               const Tensor& flow, const MaybeTensor& mask,
-                                                              const MaybeTensor& painted, std::string mode,
-                                                              std::string padding_mode, bool need_image, bool need_flow,
-                                                              bool need_mask, bool need_painted, bool deterministic) {
+                                                              const MaybeTensor& painted, Text mode, Text padding_mode,
+                                                              bool need_image, bool need_flow, bool need_mask,
+                                                              bool need_painted, bool deterministic) {
   const char* op = "flow_warp_backward";
   FlowWarpBackwardParams p;
   const Inputs in = check_inputs(image, flow, mask, painted, mode, padding_mode, p);
@@ -135,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flow_warp_backward(const Tensor& grad
   p.grad_mask = need_mask ? grad_mask.mutable_data_ptr() : nullptr;
   p.grad_painted = need_painted ? grad_painted.mutable_data_ptr() : nullptr;
 #if defined(VG_CUDA)
-  const torch::stable::accelerator::DeviceGuard on_device(image.get_device_index());
+  const OnDevice on_device(image);
   const Tensor workspace =
       empty({flow_warp_backward_workspace_cuda(p, in.dtype, deterministic)}, ScalarType::Byte, image);
   const char* error =
@@ -156,23 +157,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flow_warp_backward(const Tensor& grad
 
 }  // namespace
 
-#if defined(VG_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vgkernels, CUDA, m) {
-  m.impl("flow_warp", TORCH_BOX(&flow_warp));
-  m.impl("flow_warp_backward", TORCH_BOX(&flow_warp_backward));
-}
-#else
-STABLE_TORCH_LIBRARY_FRAGMENT(vgkernels, m) {
+#if defined(VG_SCHEMAS)
+VG_LIBRARY_SCHEMAS(m) {
   m.def("flow_warp(Tensor image, Tensor flow, Tensor? mask, Tensor? new, str mode, str padding_mode) -> Tensor");
   m.def(
       "flow_warp_backward(Tensor grad_out, Tensor image, Tensor flow, Tensor? mask, Tensor? new, str mode, "
       "str padding_mode, bool need_image, bool need_flow, bool need_mask, bool need_new, bool deterministic) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(vgkernels, CPU, m) {
+#endif
+VG_LIBRARY_KERNELS(m) {
   m.impl("flow_warp", TORCH_BOX(&flow_warp));
   m.impl("flow_warp_backward", TORCH_BOX(&flow_warp_backward));
 }
-#endif
 
 }  // namespace vgkernels

@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "common/check.h"
+#include "common/library.h"
 #include "common/tensor_bridge.h"
 #include "sliced_wasserstein/sliced_wasserstein.h"
 #include "sliced_wasserstein/sliced_wasserstein_cpu.h"
@@ -77,7 +78,7 @@ Tensor compute(const char* op, Arguments& a) {
   a.params.value = value.mutable_data_ptr();
 #if defined(VG_CUDA)
   STD_TORCH_CHECK(!a.params.x_weights, op, ": expected no weights on CUDA");
-  const torch::stable::accelerator::DeviceGuard on_device(a.x.get_device_index());
+  const OnDevice on_device(a.x);
   const Tensor workspace = empty({sliced_wasserstein_workspace_cuda(a.params, a.dtype)}, ScalarType::Byte, a.x);
   const char* error = sliced_wasserstein_cuda(a.params, a.dtype, workspace.mutable_data_ptr(), current_stream(a.x));
   STD_TORCH_CHECK(!error, op, ": CUDA error: ", error);
@@ -120,13 +121,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sliced_wasserstein_gradients(
 
 }  // namespace
 
-#if defined(VG_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vgkernels, CUDA, m) {
-  m.impl("sliced_wasserstein", TORCH_BOX(&sliced_wasserstein));
-  m.impl("sliced_wasserstein_gradients", TORCH_BOX(&sliced_wasserstein_gradients));
-}
-#else
-STABLE_TORCH_LIBRARY_FRAGMENT(vgkernels, m) {
+#if defined(VG_SCHEMAS)
+VG_LIBRARY_SCHEMAS(m) {
   m.def(
       "sliced_wasserstein(Tensor x, Tensor y, Tensor? projections, Tensor? x_weights, Tensor? y_weights, float p) -> "
       "Tensor");
@@ -134,10 +130,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vgkernels, m) {
       "sliced_wasserstein_gradients(Tensor x, Tensor y, Tensor? projections, Tensor? x_weights, Tensor? y_weights, "
       "float p, bool need_x, bool need_y, bool need_projections) -> (Tensor, Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(vgkernels, CPU, m) {
+#endif
+VG_LIBRARY_KERNELS(m) {
   m.impl("sliced_wasserstein", TORCH_BOX(&sliced_wasserstein));
   m.impl("sliced_wasserstein_gradients", TORCH_BOX(&sliced_wasserstein_gradients));
 }
-#endif
 
 }  // namespace vgkernels

@@ -3,7 +3,9 @@
 #include "svc_projection/svc_projection_cpu.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <mutex>
 #include <tuple>
 #include <type_traits>
 #include <utility>

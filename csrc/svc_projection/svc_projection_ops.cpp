@@ -1,6 +1,7 @@
 // The torch door of svc_projection: schema, memory-safety checks, allocation and choice of device. No arithmetic.
 // Compiled into _C (schema, CPU) and, with VG_CUDA, into _C_cuda.
 #include "common/check.h"
+#include "common/library.h"
 #include "common/tensor_bridge.h"
 #include "svc_projection/svc_projection.h"
 #include "svc_projection/svc_projection_cpu.h"
@@ -40,7 +41,7 @@ Tensor project_all(const char* op, const std::vector<SvcMatrix>& matrices, DType
   if (count == 0) return report;
   SvcReport* reports = static_cast<SvcReport*>(report.mutable_data_ptr());
 #if defined(VG_CUDA)
-  const torch::stable::accelerator::DeviceGuard on_device(beside.get_device_index());
+  const OnDevice on_device(beside);
   const Tensor workspace =
       empty({svc_projection_workspace_cuda(matrices.data(), count, dtype)}, ScalarType::Byte, beside);
   const char* error = svc_projection_cuda(matrices.data(), count, dtype, skip_nonfinite, reports,
@@ -96,20 +97,15 @@ Tensor svc_projection(const Tensor& weight, double bound) {
 
 }  // namespace
 
-#if defined(VG_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vgkernels, CUDA, m) {
-  m.impl("svc_projection", TORCH_BOX(&svc_projection));
-  m.impl("svc_projection_", TORCH_BOX(&svc_projection_));
-}
-#else
-STABLE_TORCH_LIBRARY_FRAGMENT(vgkernels, m) {
+#if defined(VG_SCHEMAS)
+VG_LIBRARY_SCHEMAS(m) {
   m.def("svc_projection(Tensor weight, float bound) -> Tensor");
   m.def("svc_projection_(Tensor(a!)[] weights, float[] bounds, bool skip_nonfinite) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(vgkernels, CPU, m) {
+#endif
+VG_LIBRARY_KERNELS(m) {
   m.impl("svc_projection", TORCH_BOX(&svc_projection));
   m.impl("svc_projection_", TORCH_BOX(&svc_projection_));
 }
-#endif
 
 }  // namespace vgkernels

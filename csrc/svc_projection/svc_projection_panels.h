@@ -103,14 +103,28 @@ void store_panel(const SvcMatrix& w, int64_t first, int64_t n, Lines<A> x) {
   }
 }
 
-// Column panels [begin, end) of W. False: no memory for a panel, and nothing of it was written.
+// Scratch that is there before the first write: who gets none of its own waits for it, so that no weight is left half
+// rewritten.
+struct Reserve {
+  Scratch scratch;
+  std::mutex mutex;
+};
+
+// What `correct` takes for a matrix of so many rows, at most.
+template <class A>
+int64_t correction_bytes(int64_t rows) {
+  return 2 * padded(rows, kStrip<A>) * panel_columns<A>(rows) * int64_t(sizeof(A));
+}
+
+// Column panels [begin, end) of W.
 template <class A, class T>
-bool correct(const SvcMatrix& w, const Correction<A>& by, int64_t begin, int64_t end) {
+void correct(const SvcMatrix& w, const Correction<A>& by, int64_t begin, int64_t end, Reserve& reserve) {
   constexpr int64_t S = kStrip<A>;
   const int64_t m = padded(w.rows, S), k = padded(by.left.data ? by.k : w.rows, S), width = panel_columns<A>(w.rows);
-  const Scratch scratch((m + k) * width * int64_t(sizeof(A)));
-  if (!scratch.data()) return false;
-  A* packed = static_cast<A*>(scratch.data());
+  const Scratch own((m + k) * width * int64_t(sizeof(A)));
+  std::unique_lock<std::mutex> lock(reserve.mutex, std::defer_lock);
+  if (!own.data()) lock.lock();
+  A* packed = static_cast<A*>(own.data() ? own.data() : reserve.scratch.data());
   const Lines<A> x{packed, S, m * S}, b{packed + m * width, S, k * S};
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t first = panel * width, n = std::min(width, w.columns - first), strips = padded(n, S) / S;
@@ -122,5 +136,4 @@ bool correct(const SvcMatrix& w, const Correction<A>& by, int64_t begin, int64_t
       for (int64_t i = 0; i < strips * m * S; ++i) x.data[i] -= b.data[i];
     store_panel<A, T>(w, first, n, x);
   }
-  return true;
 }

@@ -120,46 +120,61 @@ bool project(const SvcMatrix* matrices, int64_t count, DType dtype, bool skip_no
     all[i].in_double = matrices[i].bound < kSvcLeastBound || matrices[i].bound > kSvcLargestBound;
     open.push_back(&all[i]);
   }
-  for (int round = 0; round < kRounds && !open.empty(); ++round) {
-    if (!judge_all<T>(open, dtype, parallel)) return false;
-    bool stop = false;
-    std::vector<Layer<A>*> clips, again;
-    for (Layer<A>* layer : open) {
-      const auto [clipped, largest, certified] = in_arithmetic(*layer, [](auto, const auto& clip) {
-        return std::tuple<int64_t, double, bool>(clip.clipped, clip.largest, clip.certified);
-      });
-      SvcReport& r = *layer->report;
-      if (layer->verdict == Verdict::nonfinite) {
-        r = {double(SvcState::nonfinite), 0, std::nan(""), 0};
-        stop = stop || !skip_nonfinite;
-      } else if (round == 0) {
-        const bool clip = layer->verdict == Verdict::clip;
-        r = {double(clip ? SvcState::clipped : SvcState::inside), double(clip ? clipped : 0), largest, 0};
-      }
-      r.certified = double(certified);
-      if (layer->verdict == Verdict::clip) clips.push_back(layer);
-      if (layer->verdict == Verdict::clip && !certified) again.push_back(layer);
-      if (in_arithmetic(*layer, [](auto, const auto& clip) { return clip.reached; })) ++layer->attempts;
-    }
-    if (stop) {
-      for (SvcReport* r = report; r < report + count; ++r)
-        if (r->state != double(SvcState::nonfinite)) *r = {double(SvcState::inside), 0, r->largest, 0};
-      return true;
-    }
-    share(
-        parallel, clips,
-        [](Layer<A>& layer) {
-          const int64_t width =
-              in_arithmetic(layer, [&](auto z, auto&) { return panel_columns<decltype(z)>(layer.w->rows); });
-          const double operations = 4.0 * double(layer.w->rows) * double(width) *
-                                    double(in_arithmetic(layer, [](auto, auto& clip) { return clip.by.k; }));
-          return std::pair<int64_t, double>((layer.w->columns + width - 1) / width, operations);
-        },
-        [](Layer<A>& layer, int64_t begin, int64_t end) {
-          return in_arithmetic(
-              layer, [&](auto zero, auto& clip) { return correct<decltype(zero), T>(*layer.w, clip.by, begin, end); });
+  Reserve reserve;
+  int64_t reserved = 0;
+  std::atomic<bool> written{false};
+  try {
+    for (int round = 0; round < kRounds && !open.empty(); ++round) {
+      if (!judge_all<T>(open, dtype, parallel)) return written;
+      bool stop = false;
+      std::vector<Layer<A>*> clips, again;
+      for (Layer<A>* layer : open) {
+        const auto [clipped, largest, certified] = in_arithmetic(*layer, [](auto, const auto& clip) {
+          return std::tuple<int64_t, double, bool>(clip.clipped, clip.largest, clip.certified);
         });
-    open = again;
+        SvcReport& r = *layer->report;
+        if (layer->verdict == Verdict::nonfinite) {
+          r = {double(SvcState::nonfinite), 0, std::nan(""), 0};
+          stop = stop || !skip_nonfinite;
+        } else if (round == 0) {
+          const bool clip = layer->verdict == Verdict::clip;
+          r = {double(clip ? SvcState::clipped : SvcState::inside), double(clip ? clipped : 0), largest, 0};
+        }
+        r.certified = double(certified);
+        if (layer->verdict == Verdict::clip) clips.push_back(layer);
+        if (layer->verdict == Verdict::clip && !certified) again.push_back(layer);
+        if (in_arithmetic(*layer, [](auto, const auto& clip) { return clip.reached; })) ++layer->attempts;
+      }
+      if (stop) {
+        for (SvcReport* r = report; r < report + count; ++r)
+          if (r->state != double(SvcState::nonfinite)) *r = {double(SvcState::inside), 0, r->largest, 0};
+        return true;
+      }
+      for (const Layer<A>* layer : clips)
+        if (round == 0)
+          reserved =
+              std::max({reserved, correction_bytes<A>(layer->w->rows), correction_bytes<double>(layer->w->rows)});
+      if (round == 0 && reserved > 0 && !(reserve.scratch = Scratch(reserved)).data()) return false;
+      share(
+          parallel, clips,
+          [](Layer<A>& layer) {
+            const int64_t width =
+                in_arithmetic(layer, [&](auto z, auto&) { return panel_columns<decltype(z)>(layer.w->rows); });
+            const double operations = 4.0 * double(layer.w->rows) * double(width) *
+                                      double(in_arithmetic(layer, [](auto, auto& clip) { return clip.by.k; }));
+            return std::pair<int64_t, double>((layer.w->columns + width - 1) / width, operations);
+          },
+          [&](Layer<A>& layer, int64_t begin, int64_t end) {
+            written = true;
+            in_arithmetic(layer, [&](auto zero, auto& clip) {
+              correct<decltype(zero), T>(*layer.w, clip.by, begin, end, reserve);
+            });
+            return true;
+          });
+      open = again;
+    }
+  } catch (...) {  // no memory. Before the first write nothing was changed, after it weights are clipped, not certified
+    if (!written) throw;
   }
   return true;
 }
