@@ -11,11 +11,11 @@ PY := "$(ENV)/bin/python"
 STAMP := .stamp-setup$(if $(ACTIVE),$(subst /,-,$(ENV)))
 BUILT := $(STAMP)-built
 CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
-FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h)
+FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h tools/*.cu)
 
-.PHONY: help setup demo test bench lint format kernels ci clean
+.PHONY: help setup demo test bench lint format kernels gpu-report ci clean
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: $(BUILT)  ## environment, torch (TORCH=torch==2.13.0 unless one is there), this package built in place
 demo: $(BUILT)  ## warp a real clip by its optical flow: runs/demo-warp/report.html (ARGS="--help" for options)
@@ -33,8 +33,13 @@ format: $(STAMP)  ## rewrites the sources as lint wants them
 	$(PY) -m ruff check --fix-only --quiet .
 	$(PY) -m ruff format .
 	"$(ENV)/bin/clang-format" -i $(FORMATTED)
-kernels:  ## every .cu alone by nvcc for sm_80, 90, 100, 120: registers, spills, warnings as errors
-	"$(PYTHON)" tools/compile_kernels.py
+# No environment is needed; one that is there has nvdisasm.
+KERNELS_PY = $(if $(wildcard $(ENV)/bin/python),$(PY),"$(PYTHON)")
+kernels:  ## every .cu alone by nvcc for sm_80, 90, 100, 120: warnings as errors, tools/kernel_budgets.json held
+	$(KERNELS_PY) tools/compile_kernels.py
+	$(KERNELS_PY) tools/kernel_budgets.py
+gpu-report:  ## settle on a GPU what the emulator can't, in 8 minutes: runs/gpu-report (ARGS=--dry-run: on the emulator)
+	PYTHON="$(or $(wildcard $(ENV)/bin/python),$(PYTHON))" tools/gpu_report.sh $(ARGS) runs/gpu-report
 ci:  ## what CI runs
 	bash .ci/run
 clean:  ## build products, caches and runs; the environment stays

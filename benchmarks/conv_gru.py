@@ -9,7 +9,8 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vgkernels
-from benchmarks import table
+from benchmarks import measure, table
 from benchmarks.harness import Case
 from benchmarks.measure import Cost
-from benchmarks.trial import Compiled
+from benchmarks.trial import Compiled, Under
 
 Goals = dict[str, tuple[float, float]]
 LENGTHS = "lengths"  # clips of different lengths
 OFF_THE_KINK = 3.0  # of the candidate, see `inputs`
+SHARE_ROUNDS = 9
 TILE, POINTS = 4, 36  # Winograd's F(4x4, 3x3): 36 products for a tile of 16 pixels, in place of 144
 
 
@@ -45,8 +47,17 @@ def inputs(case: Case, device: torch.device) -> tuple[Tensor, ...]:
         bias[2 * channels :] = OFF_THE_KINK * (1 - 2 * (torch.arange(channels) % 2))
     found = [t.to(device, dtype) for t in (x, *weights, bias)]
     if case.variant == LENGTHS:
-        found.append((torch.linspace(0.25, 1, batch) * steps).long().to(device))
+        found.append(torch.tensor(clip_lengths(case), device=device))
     return tuple(found)
+
+
+def clip_lengths(case: Case) -> list[int]:
+    """Steps of each clip."""
+    steps, batch = case.shape[:2]
+    if case.variant != LENGTHS:
+        return [steps] * batch
+    lengths: list[int] = (torch.linspace(0.25, 1, batch) * steps).long().tolist()
+    return lengths
 
 
 def ours(
@@ -63,6 +74,16 @@ def ours(
     named = {"activation": activation, "checkpoint": checkpoint, "algorithm": algorithm}
     output, _ = vgkernels.conv_gru(x, None, weight_ih, weight_hh, bias, lengths=lengths, **named)
     return output
+
+
+def channels_last(
+    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, lengths: Tensor | None = None, **options: Any
+) -> Tensor:
+    """`rewrite` in the layout that cuDNN likes, conversions included."""
+    layout = torch.channels_last if x.dim() == 5 else torch.channels_last_3d
+    x = x.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, x.shape[:2])
+    weights = (weight.contiguous(memory_format=layout) for weight in (weight_ih, weight_hh))
+    return rewrite(x, *weights, bias, lengths, **options)
 
 
 def without_checkpoint(*tensors: Tensor, activation: str, checkpoint: bool) -> Tensor:
@@ -142,11 +163,17 @@ joined_once = functools.lru_cache(maxsize=1)(joined)  # inference finds its weig
 truth = eager  # in fp64: nothing of ours judges ours
 KEPT = "gates kept"
 PEERS = {"eager": eager, "rewrite": rewrite, "compile": Compiled(rewrite), KEPT: without_checkpoint}
+STAGE = "VGKERNELS_CONV_GRU_CUDA"
+CUDA_PEERS = {
+    "channels_last": channels_last,
+    **{stage: Under(ours, {STAGE: stage}) for stage in ("gemm", "persistent")},
+}
 BASELINE = "eager"
 
 
 def remark(case: Case, direction: str, tensors: tuple[Tensor, ...]) -> str:
-    """Which engine "auto" took: the bits tell. "mixed" where its convolutions took different ones."""
+    """Which engine "auto" took: the bits tell. "mixed" where its convolutions took different ones. And, forward, what
+    the weights' form costs: to pack it, and to see that the one kept still holds, in percent of a call that packs."""
 
     def results(algorithm: str) -> list[Tensor]:
         with torch.set_grad_enabled(direction != "fwd"):
@@ -156,11 +183,45 @@ def remark(case: Case, direction: str, tensors: tuple[Tensor, ...]) -> str:
         return [output.detach(), *gradients]
 
     found = results("auto")
-    possible = ("direct", "winograd") if winograd_can(case) and found[0].device.type == "cpu" else ("direct",)
-    if len(possible) == 1:
-        return "engine direct"
-    same = [name for name in possible if all(map(torch.equal, found, results(name)))]
-    return f"engine {same[0] if len(same) == 1 else 'mixed'}"
+    on_cpu = found[0].device.type == "cpu"
+    possible = ("direct", "winograd") if winograd_can(case) and on_cpu else ("direct",)
+    same = [name for name in possible if len(possible) == 1 or all(map(torch.equal, found, results(name)))]
+    engine = f"engine {same[0] if len(same) == 1 else 'mixed'}"
+    if direction != "fwd" or not on_cpu:
+        return engine
+    shares = weight_shares(case, tensors)
+    return f"{engine}; of a call: weights packed {shares['pack']:.2g} %, fingerprint {shares['fingerprint']:.2g} %"
+
+
+def weight_shares(case: Case, tensors: tuple[Tensor, ...]) -> dict[str, float]:
+    """Percent of the time of a forward call that packs its weights: medians of interleaved rounds."""
+    x, weight_ih, weight_hh = (t.detach() for t in tensors[:3])
+    kernels = torch.ops.vgkernels
+
+    def call() -> object:  # of new tensors, for which nothing is kept
+        again = (t.detach() for t in tensors)
+        return ours(*again, **case.options, algorithm="auto")
+
+    works = {
+        "call": call,
+        "pack": lambda: kernels.conv_gru_pack(x, weight_ih, weight_hh, 0),
+        "fingerprint": lambda: kernels.conv_gru_fingerprint(weight_ih, weight_hh),
+    }
+
+    def sampler(work: Callable[[], object]) -> Callable[[], float]:
+        def sample() -> float:
+            watch = measure.Stopwatch(x.device)
+            watch.mark()
+            work()
+            watch.mark()
+            return watch.laps(1)[0]
+
+        return sample
+
+    with torch.no_grad():
+        samples = measure.interleave({name: sampler(work) for name, work in works.items()}, SHARE_ROUNDS)
+    times = {name: statistics.median(taken) for name, taken in samples.items()}
+    return {name: 100 * times[name] / times["call"] for name in ("pack", "fingerprint")}
 
 
 def winograd_can(case: Case) -> bool:
@@ -168,18 +229,53 @@ def winograd_can(case: Case) -> bool:
 
 
 def cost(case: Case, direction: str) -> Cost:
-    """The convolutions as their definition has them, 2 flops a tap, 2 T B S 3C (Cin + C) taps, and each tensor once.
+    """Of as many input channels as the state has."""
+    _, _, channels, kernel, *size = case.shape
+    return least_work(direction, case.dtype, case.shape[0], clip_lengths(case), channels, channels, kernel, size)
 
-    Backward: the gradients of maps and of weights are as much each. Winograd multiplies less, and may go below this
-    floor. Bytes: forward x, weights in, output out; backward x, output, its gradient, weights in, gradients out."""
+
+def least_work(
+    direction: str,
+    dtype: str,
+    steps: int,
+    lengths: Sequence[int],
+    inputs: int,
+    channels: int,
+    kernel: int,
+    size: Sequence[int],
+) -> Cost:
+    """The products that the thriftiest method of conv_gru's accuracy needs, 2 flops each, and each tensor once.
+
+    A plain convolution's flops would be no floor, since Winograd undercuts them; a larger tile than F(4x4, 3x3) would
+    undercut these, but rounds more than conv_gru promises. What adds nothing is not counted: taps on the border of
+    zeros, the state before the first step, steps past a clip's end, Winograd's transforms. Volumes are counted as
+    Winograd along all axes. Backward: the gradients of maps and of weights are as much each, less that of the first
+    state. Bytes: forward x, weights in, output out; backward x, output, its gradient, weights in, gradients out."""
+    live = sum(lengths)  # steps, of all clips
+    of_state = live - sum(length > 0 for length in lengths)  # the first has a state of zeros
+    winograd = kernel == 3 and dtype != "float64"
+    products = math.prod(axis_products(n, kernel, winograd) for n in size)
+    flops = 2.0 * 3 * channels * (live * inputs + of_state * channels) * products
+    pixels, weights = math.prod(size), 3 * channels * ((inputs + channels) * kernel ** len(size) + 1)
+    x, states = live * pixels * inputs, steps * len(lengths) * pixels * channels
+    forward = Cost(x + states + weights, flops)
+    backward = Cost(x + 2 * states + steps * len(lengths) * pixels * inputs + 2 * weights, 2 * flops)
+    parts = {"fwd": (forward,), "bwd": (backward,), "fwd+bwd": (forward, backward)}[direction]
+    itemsize = getattr(torch, dtype).itemsize
+    return Cost(sum(part.bytes for part in parts) * itemsize, sum(part.flops for part in parts), dtype)
+
+
+def axis_products(n: int, kernel: int, winograd: bool) -> float:
+    """Of n results along one axis: the taps that lie on the map, or Winograd's 6 for 4 results, whichever is less."""
+    inside = sum(min(n - 1, i + kernel // 2) - max(0, i - kernel // 2) + 1 for i in range(n))
+    return min(inside, n * math.sqrt(POINTS) / TILE) if winograd else inside
+
+
+def definition_flops(case: Case, direction: str) -> float:
+    """A plain convolution's, border and all: 2 T B S 3C (Cin + C) taps; each of both gradients is as much again."""
     steps, batch, channels, kernel, *size = case.shape
     maps, taps = steps * batch * channels * math.prod(size), kernel ** len(size)
-    weights = 3 * channels * (2 * channels * taps + 1)
-    forward = Cost(2 * maps + weights, 2.0 * maps * 3 * 2 * channels * taps)
-    backward = Cost(4 * maps + 2 * weights, 2 * forward.flops)
-    parts = {"fwd": (forward,), "bwd": (backward,), "fwd+bwd": (forward, backward)}[direction]
-    itemsize = getattr(torch, case.dtype).itemsize
-    return Cost(sum(part.bytes for part in parts) * itemsize, sum(part.flops for part in parts), case.dtype)
+    return {"fwd": 1, "bwd": 2, "fwd+bwd": 3}[direction] * 2.0 * maps * 3 * 2 * channels * taps
 
 
 def winograd_share(size: tuple[int, ...]) -> float:
@@ -243,18 +339,25 @@ CASES = [
 ]
 
 
+CUDA_CASES = [
+    _case("3x3, T12 B32 C256 16x16", (12, 32, 256, 16, 16), dtype="bfloat16"),
+    _case("3x3, T12 B8 C96 64x64", (12, 8, 96, 64, 64), dtype="bfloat16"),
+    _case("3x3, T12 B8 C96 64x64", (12, 8, 96, 64, 64)),
+]
+
+
 def rates_markdown(report: Mapping[str, Any]) -> str:
     """GFLOP/s. Effective: the definition's flops by the time taken. True: of them those that the engine does, Winograd
     its products; transforms, and what `checkpoint` does again, left out. "mixed" engines have no true rate here."""
-    sizes = {case.name: tuple(case.shape[4:]) for case in CASES}
+    by_name = {case.name: case for case in CASES}
     cells = [["case", "direction", "engine", "effective", "true", "GEMM", "effective / GEMM", "true / GEMM"]]
     cells.append(["---"] * len(cells[0]))
     for row in report["rows"]:
         if row["op"] != "conv_gru" or row["huge_pages"] or row["ours_ms"] is None or row["direction"] == "bwd":
             continue
-        engine, gemm = row["notes"]["ours"].removeprefix("engine "), row["gemm_GFps"]
-        effective = row["flops"] / (row["ours_ms"] * 1e6)
-        share = {"direct": 1.0, "winograd": winograd_share(sizes[row["case"]][-2:])}.get(engine)
+        engine, gemm, case = row["notes"]["ours"].split(";")[0].split()[1], row["gemm_GFps"], by_name[row["case"]]
+        effective = definition_flops(case, row["direction"]) / (row["ours_ms"] * 1e6)
+        share = {"direct": 1.0, "winograd": winograd_share(tuple(case.shape[-2:]))}.get(engine)
         name = row["case"] + ("" if row["dtype"] == "float32" else f" {row['dtype']}")
         true = ["-", "-"] if share is None else [f"{effective * share:.0f}", f"{effective * share / gemm:.0%}"]
         cells.append([name, row["direction"], engine, f"{effective:.0f}", true[0], f"{gemm:.0f}"])

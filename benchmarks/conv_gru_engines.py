@@ -22,8 +22,9 @@ from torch import Tensor
 
 import vgkernels
 from benchmarks import measure, table
+from benchmarks.conv_gru import least_work
 from benchmarks.harness import TOLERANCE
-from benchmarks.measure import Stopwatch
+from benchmarks.measure import Cost, Stopwatch
 from benchmarks.trial import BATCH_MS, error
 
 CPU = torch.device("cpu")
@@ -91,6 +92,12 @@ def works(shape: Shape) -> list[Work]:
     return [Work(INFERENCE, [t.detach() for t in tensors], grad), Work(TRAINING, tensors, grad)]
 
 
+def cost(shape: Shape, direction: str) -> Cost:
+    steps, batch, inputs, channels, *size = shape
+    asked = {INFERENCE: "fwd", TRAINING: "fwd+bwd"}[direction]
+    return least_work(asked, "float32", steps, [steps] * batch, inputs, channels, 3, size)
+
+
 def compared(shape: Shape, work: Work, repeats: int) -> dict[str, Any]:
     """One row. A round's times stand beside each other, so what is compared is the ratio within a round, its median."""
     results = {engine: work.run(engine) for engine in ENGINES}
@@ -98,19 +105,28 @@ def compared(shape: Shape, work: Work, repeats: int) -> dict[str, Any]:
     bits = [name for name in ENGINES[1:] if all(map(torch.equal, results["auto"], results[name]))]
     warm = max(work.ms(engine, 1) for engine in ENGINES)
     calls = max(1, min(100, int(BATCH_MS["cpu"] / warm)))
-    samples = measure.interleave({e: functools.partial(work.ms, e, calls) for e in ENGINES}, repeats)
+    least = cost(shape, work.direction)
+    rates = {"copy": measure.copier(least.bytes, CPU), "gemm": measure.multiplier(least.unit, CPU)}
+    samples = measure.interleave({**{e: functools.partial(work.ms, e, calls) for e in ENGINES}, **rates}, repeats)
     against = {
         engine: statistics.median(a / b for a, b in zip(samples["auto"], samples[engine], strict=True))
         for engine in ENGINES[1:]
     }
+    took = {engine: statistics.median(samples[engine]) for engine in ENGINES}
+    copy, gemm = (statistics.median(samples[rate]) for rate in rates)
+    floor = measure.floor_ms(least, copy, gemm)
     return {
         "shape": list(shape),
         "direction": work.direction,
         "took": bits[0] if len(bits) == 1 else "mixed",
-        "ms": {engine: statistics.median(samples[engine]) for engine in ENGINES},
+        "ms": took,
         "quartiles": {engine: measure.quartiles(samples[engine]) for engine in ENGINES},
         "auto_over": against,
         "difference": off,
+        "copy_GBps": copy,
+        "gemm_GFps": gemm,
+        "floor_ms": floor,
+        "floor_fraction": floor / took["auto"],
     }
 
 
@@ -120,12 +136,15 @@ def lost(row: Mapping[str, Any]) -> float:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
+    floors = any("floor_ms" in row for row in report["rows"])  # reports of before rows had them have none
     cells = [["T, B, Cin, C, H, W", "direction", "auto takes", *(f"{e} ms" for e in ENGINES), "auto / best"]]
+    cells[0] += ["floor ms", "auto's of the floor"] if floors else []
     cells.append(["---"] * len(cells[0]))
     for row in report["rows"]:
         shape = ", ".join(map(str, row["shape"]))
         times = [f"{row['ms'][engine]:.3g}" for engine in ENGINES]
         cells.append([shape, row["direction"], row["took"], *times, f"{lost(row):.2f}"])
+        cells[-1] += [f"{row['floor_ms']:.3g}", f"{row['floor_fraction']:.0%}"] if floors else []
     right = sum(lost(row) <= 1 + MAY_LOSE for row in report["rows"])
     said = "met" if right == len(report["rows"]) else "missed"
     about = (

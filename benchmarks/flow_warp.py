@@ -146,3 +146,11 @@ CASES = [
     *_pair("features C64 256x512 zeros", _C64, padding_mode="zeros"),
     *_pair("features C64 256x512 zeros", _C64, padding_mode="zeros", layout=_LAST),
 ]
+
+_C64_WIDE = (1, 64, 512, 1024)  # vid2vid's feature maps at the fine scale
+CUDA_CASES = [
+    *_pair("features C64 512x1024", _C64_WIDE, layout=_LAST, dtype="bfloat16"),
+    *_pair("features C64 512x1024", _C64_WIDE, layout=_LAST),
+    *_pair("features C64 512x1024", _C64_WIDE),
+    *_pair("frame 1024x2048 B8 blend", (8, 3, 1024, 2048), variant="blend"),
+]

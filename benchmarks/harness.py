@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.measure import Cost
-from benchmarks.trial import MODES, OURS, OURS_ADVISED, Compiled, Trial
+from benchmarks.trial import MODES, OURS, OURS_ADVISED, Peer, Trial
 
 TOLERANCE = {"float64": 1e-9, "float32": 5e-4, "float16": 5e-3, "bfloat16": 2e-2}  # of the truth's largest value
 
@@ -56,13 +56,14 @@ class Op(Protocol):
     in place, what they do to the inputs counts. `truth` gets the inputs in fp64. `tiny` shrinks a case for --check."""
 
     CASES: Sequence[Case]
-    PEERS: Mapping[str, Callable[..., Any] | Compiled]
+    PEERS: Mapping[str, Peer]
     BASELINE: str  # the peer that goals are set against
     ours: Callable[..., Any]
     truth: Callable[..., Any]
     inputs: Callable[[Case, torch.device], tuple[Tensor, ...]]
     tiny: Callable[[Case], Case]
     cost: Callable[[Case, str], Cost]
+    # CUDA_CASES, CUDA_PEERS, if there: on a GPU, cases that fill one come first, and these peers take part too
     # remark: Callable[[Case, str, tuple[Tensor, ...]], str], if there: about ours in a direction, a note of the row
 
 
@@ -74,6 +75,7 @@ class Settings:
     threads: int = 1
     repeats: int = 9
     timed: bool = True
+    compile_limit_s: float | None = None  # None: trial.py's own
 
 
 @dataclass
@@ -125,11 +127,16 @@ def load(op: str) -> Op:
     return cast(Op, module)
 
 
+def cases(op: Op, device: torch.device) -> list[Case]:
+    """On CUDA, sizes that fill a GPU before those that a CPU core can run."""
+    return [*(getattr(op, "CUDA_CASES", ()) if device.type == "cuda" else ()), *op.CASES]
+
+
 def run_case(name: str, op: Op, case: Case, settings: Settings) -> list[Row]:
     """Compares every contender with the truth, then times those that are right; if ours is wrong nothing is timed."""
     trial = Trial(op, case, settings.device)
     contenders = trial.contenders(op, compiled=settings.timed)
-    errors, notes = trial.check(contenders)
+    errors, notes = trial.check(contenders, settings.compile_limit_s)
     tolerance = TOLERANCE[case.dtype]
     right = {who: [mode for mode in trial.modes if errors[who][mode] <= tolerance] for who in contenders}
     timings: dict[str, dict[str, list[float]]] = {}
@@ -193,3 +200,16 @@ def _fill_floor(row: Row, cost: Cost, timings: Mapping[str, Mapping[str, list[fl
         row.gemm_GFps = statistics.median(timings["gemm"]["GFps"])
         row.floor_ms = measure.floor_ms(cost, row.copy_GBps, row.gemm_GFps)
         row.floor_fraction = row.floor_ms / row.ours_ms
+
+
+def floors_again(report: dict[str, Any]) -> None:
+    """Puts into a report what today's costs say of its cases, at the rates that the run itself measured."""
+    known = {(name, case.label()): case for name in ops() for case in load(name).CASES}
+    for values in report["rows"]:
+        label = " ".join(filter(None, (values[key] for key in ("case", "dtype", "layout", "flow"))))
+        case = known[values["op"], label]
+        cost = load(values["op"]).cost(case, values["direction"])
+        values["bytes"], values["flops"] = cost.bytes, cost.flops
+        if values["ours_ms"] is not None:
+            values["floor_ms"] = measure.floor_ms(cost, values["copy_GBps"], values["gemm_GFps"])
+            values["floor_fraction"] = values["floor_ms"] / values["ours_ms"]

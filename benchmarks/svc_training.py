@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 import vgkernels
 from benchmarks import measure, table
+from benchmarks.measure import Cost
+from benchmarks.svc_projection import of_layer
 
 NOISE, LAYERS = 100, 5  # of the generator; of the critic
 LEARNING_RATE = 5e-5  # TGAN's, with RMSprop
@@ -112,10 +114,11 @@ class Run:
             for net in (self.critic, self.generator)
         ]
         self.clip = SCHEDULES[schedule](self.critic)
-        self.projected = 0  # matrices
+        self.projected, self.least = 0, Cost(0, 0)  # matrices; the least work that projecting them takes
 
     def step(self) -> tuple[float, float]:
         """One step of WGAN, critic then generator; milliseconds (of the training, of the clipping)."""
+        projected: Any = None
         real = clips(self.given.batch, self.given.size, self.rng)
         noise = torch.randn(self.given.batch, NOISE, generator=self.rng)
         watch = measure.Stopwatch(real.device)
@@ -127,16 +130,33 @@ class Run:
         self.optimisers[0].step()
         watch.mark()
         if self.clip is not None:
-            self.projected += len(self.clip() or ())
+            projected = self.clip()
         watch.mark()
         (-self.critic(fake).mean()).backward(inputs=list(self.generator.parameters()))
         self.optimisers[1].step()
         watch.mark()
+        self.count(projected)
         before, clipping, after = watch.laps(3)
         return before + after, clipping
 
+    def count(self, projected: Any) -> None:
+        """How many singular values exceeded the bound is only known of ours; nothing less is the least work."""
+        if projected is None:
+            return
+        if isinstance(projected, vgkernels.SVCReport):
+            modules = dict(self.critic.named_modules())
+            layers = [modules[name.removesuffix(".weight")].weight for name in projected.names]
+            above = projected.clipped
+        else:
+            layers, above = projected, [0] * len(projected)
+        self.projected += len(layers)
+        for weight, k in zip(layers, above, strict=True):
+            m, n = sorted((len(weight), weight[0].numel()))
+            one = of_layer(m, n, k)
+            self.least = Cost(self.least.bytes + 4 * one.bytes, self.least.flops + one.flops)
 
-def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
+
+def measured(given: argparse.Namespace, copy_gbps: float, gemm_gfps: float) -> list[dict[str, Any]]:
     """A row a schedule. A training step costs every schedule the same, so its median is taken over all of them."""
     runs = {schedule: Run(schedule, given) for schedule in SCHEDULES if given.svd or "svd" not in schedule}
     samples = measure.interleave({name: run.step for name, run in runs.items()}, given.steps)
@@ -147,6 +167,7 @@ def measured(given: argparse.Namespace) -> list[dict[str, Any]]:
         clip_ms = statistics.fmean(clipping for _, clipping in samples[schedule])
         rows.append({"schedule": schedule, "train_ms": train_ms, "clip_ms": clip_ms, "projected": run.projected})
         rows[-1]["largest"] = largest**0.5
+        rows[-1]["floor_ms"] = measure.floor_ms(run.least, copy_gbps, gemm_gfps) / given.steps
     return rows
 
 
@@ -154,11 +175,17 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The table of docs/svc_projection.md."""
     meta, rows = report["meta"], report["rows"]
     head = ["schedule", "matrices projected", "clipping, ms a step", "ms a step in all", "against without"]
+    floors = any("floor_ms" in row for row in rows)  # reports of before rows had them have none
+    if floors:
+        head.insert(3, "its floor")
     cells = [[*head, "largest singular value at the end"], ["---"] * (len(head) + 1)]
     for row in rows:
         total = row["train_ms"] + row["clip_ms"]
         ran = "-" if row["schedule"] == WITHOUT else f"{row['projected']} of {meta['steps'] * LAYERS}"
         times = [f"{row['clip_ms']:.3g}", f"{total:.3g}", f"{total / row['train_ms']:.3g}x"]
+        if floors:
+            reached = f"{row['floor_ms']:.3g} ms, {row['floor_ms'] / row['clip_ms']:.0%}" if row["projected"] else "-"
+            times.insert(1, reached)
         cells.append([row["schedule"], ran, *times, f"{row['largest']:.6f}"])
     before, after, size = meta["load_before"][0], meta["load_after"][0], meta["size"]
     about = (
@@ -204,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(given.threads)
         with measure.natively():
             meta = measure.machine(torch.device("cpu"), given.threads)
-            rows = measured(given)
+            rows = measured(given, meta["copy_GBps"], meta["gemm_GFps"])
     finally:
         torch.set_num_threads(threads)
     meta |= {"load_after": os.getloadavg(), "steps": given.steps, "batch": given.batch, "size": given.size}

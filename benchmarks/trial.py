@@ -26,6 +26,7 @@ MODES = {"forward": ("fwd",), "train": ("bwd", "fwd+bwd")}  # one timed call of 
 OURS, OURS_ADVISED = "ours", "ours with page advice"
 HUGE_PAGES, ADVISED_BYTES = "VGKERNELS_HUGE_PAGES", 4_000_000  # below this output size advice is not worth a row
 COMPILE_LIMIT_S = 60.0
+MOST_SETS = 4096  # of inputs, however small
 BATCH_MS = {"cpu": 2.0, "cuda": 20.0}  # short calls are repeated within a sample until it takes this long
 
 
@@ -34,6 +35,17 @@ class Compiled:
     """A peer that is torch.compile of `fn`; dropped where compiling it takes over COMPILE_LIMIT_S."""
 
     fn: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Under:
+    """A peer that runs under environment variables: another way that an op has."""
+
+    fn: Callable[..., Tensor]
+    environment: Mapping[str, str]
+
+
+Peer = Callable[..., Any] | Compiled | Under
 
 
 @dataclass(frozen=True)
@@ -87,8 +99,12 @@ class Trial:
         if case.in_place:
             op.truth(*doubles, **case.options)
             self.truth, self.grad_out, self.constant = list(doubles), torch.empty(0, device=device), [self.work]
+            elsewhere = measure.ROTATE_BYTES if device.type == "cuda" else 0
+            self.elsewhere = torch.empty(elsewhere, dtype=torch.uint8, device=device)
             return
-        copies = min(64, 1 + measure.ROTATE_BYTES // sum(t.nbytes for t in tensors)) if device.type == "cuda" else 1
+        copies = 1
+        if device.type == "cuda":
+            copies = min(MOST_SETS, 1 + measure.ROTATE_BYTES // sum(t.nbytes for t in tensors))
         copied = [tuple(t.clone() for t in tensors) for _ in range(copies - 1)]
         self.sets = [_leaves(given, case.differentiated) for given in (tensors, *copied)]
         self.constant = [tuple(t.detach() for t in given) for given in self.sets]  # the same objects at each call
@@ -107,10 +123,12 @@ class Trial:
         found = {OURS: Contender(ours, {HUGE_PAGES: "0"})}
         if self.device.type == "cpu" and self.large and not self.case.in_place:
             found[OURS_ADVISED] = Contender(ours, {HUGE_PAGES: "1"})
-        for who, peer in op.PEERS.items():
+        for who, peer in peers_on(op, self.device).items():
             if who in self.case.left_out:
                 continue
-            if not isinstance(peer, Compiled):
+            if isinstance(peer, Under):
+                found[who] = Contender(functools.partial(peer.fn, **self.case.options), peer.environment)
+            elif not isinstance(peer, Compiled):
                 found[who] = Contender(functools.partial(peer, **self.case.options))
             elif compiled:
                 aside: dict[str, Any] = {"flow": "", "goals": {}, "peer_goals": {}, "options": {}}
@@ -124,6 +142,8 @@ class Trial:
         given = self.sets[turn % len(self.sets)]
         for work, tensor in zip(self.work, given, strict=False):
             work.copy_(tensor)
+        if self.work and self.device.type == "cuda":
+            self.elsewhere.zero_()  # or what was restored would still lie in L2
         return self.work or given
 
     def given(self, mode: str, turn: int = 0) -> tuple[Tensor, ...]:
@@ -131,10 +151,13 @@ class Trial:
         fresh = self.fresh(turn)
         return fresh if mode == "train" else self.constant[turn % len(self.constant)]
 
-    def check(self, contenders: Mapping[str, Contender]) -> tuple[Nested[float], Nested[str]]:
+    def check(
+        self, contenders: Mapping[str, Contender], compile_limit_s: float | None = None
+    ) -> tuple[Nested[float], Nested[str]]:
         """Errors[who][mode], inf where the call failed, and notes[mode][who] that say why it did.
 
         These are the first calls, so a compiler compiles here."""
+        limit_s = COMPILE_LIMIT_S if compile_limit_s is None else compile_limit_s
         errors: Nested[float] = {who: {} for who in contenders}
         notes: Nested[str] = {mode: {} for mode in MODES}
         for who, contender in contenders.items():
@@ -142,11 +165,11 @@ class Trial:
                 errors[who][mode] = math.inf
                 start = time.monotonic()
                 try:
-                    with measure.time_limit(COMPILE_LIMIT_S if contender.compiled else math.inf):
+                    with measure.time_limit(limit_s if contender.compiled else math.inf):
                         results = contender.call(mode, self.given(mode), self.grad_out, Stopwatch(self.device))
                     errors[who][mode] = error(results, self.truth[: len(results)])
                 except TimeLimit:
-                    notes[mode][who] = f"compile took > {COMPILE_LIMIT_S:.0f} s: dropped"
+                    notes[mode][who] = f"compile took > {limit_s:.0f} s: dropped"
                     torch._dynamo.reset()
                 except Exception as problem:  # a peer may lack a case (dtype, memory): the others are still timed
                     text = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
@@ -213,6 +236,11 @@ class Trial:
         """Megabytes kept for the backward."""
         with measure.environment(contender.environment):
             return measure.saved_mb(lambda: contender.fn(*self.sets[0]))
+
+
+def peers_on(op: Op, device: torch.device) -> dict[str, Peer]:
+    """Who is beside ours; on CUDA also those that are only good, or only there, on a GPU."""
+    return {**op.PEERS, **(getattr(op, "CUDA_PEERS", {}) if device.type == "cuda" else {})}
 
 
 def _leaves(tensors: Sequence[Tensor], count: int | None) -> tuple[Tensor, ...]:

@@ -28,12 +28,30 @@ PAGE = ROOT / "docs/conv_gru.md"
 
 def test_cost_by_hand() -> None:
     case = Case("by hand", (5, 2, 4, 3, 6, 7), options={"activation": "relu"})
-    maps, weights, flops = 5 * 2 * 4 * 42, 12 * 8 * 9 + 12, 2 * (5 * 2 * 42) * 12 * 8 * 9
+    maps, weights = 5 * 2 * 4 * 42, 12 * 8 * 9 + 12
+    flops = 2 * 12 * (10 * 4 + 8 * 4) * (9 * 10.5)  # of both clips 5 inputs and 4 states; Winograd: 1.5 an axis
     assert conv_gru.cost(case, "fwd") == Cost(4 * (2 * maps + weights), flops)
     assert conv_gru.cost(case, "bwd") == Cost(4 * (4 * maps + 2 * weights), 2 * flops)
     assert conv_gru.cost(case, "fwd+bwd") == Cost(4 * (6 * maps + 3 * weights), 3 * flops)
     volume = Case("by hand", (5, 2, 4, 3, 2, 6, 7), dtype="bfloat16", options={"activation": "relu"})
-    assert conv_gru.cost(volume, "fwd") == Cost(2 * (4 * maps + 12 * 8 * 27 + 12), 2 * 3 * flops, "bfloat16")
+    assert conv_gru.cost(volume, "fwd") == Cost(2 * (4 * maps + 12 * 8 * 27 + 12), 3 * flops, "bfloat16")
+    exact = dataclasses.replace(case, dtype="float64")  # no Winograd: taps on the map, 3 n - 2 an axis
+    assert conv_gru.cost(exact, "fwd").flops == 2 * 12 * 72 * (16 * 19)
+    ragged = dataclasses.replace(case, shape=(4, 2, 4, 3, 6, 7), variant=conv_gru.LENGTHS)  # of 1 and 4 steps
+    assert conv_gru.cost(ragged, "fwd").flops == 2 * 12 * (5 * 4 + 3 * 4) * (9 * 10.5)
+    assert conv_gru.cost(ragged, "fwd").bytes == 4 * (5 * 4 * 42 + 8 * 4 * 42 + weights)
+    assert conv_gru.definition_flops(case, "fwd+bwd") == 3 * 2 * (5 * 2 * 42) * 12 * 8 * 9
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def test_no_engine_multiplies_less_than_the_floor_counts(kernel: int) -> None:
+    for n in (1, 2, 3, 4, 5, 16):
+        ones = torch.ones(1, 1, n), torch.ones(1, 1, kernel)
+        on_the_map = float(torch.nn.functional.conv1d(*ones, padding=kernel // 2).sum())
+        assert conv_gru.axis_products(n, kernel, winograd=False) == on_the_map
+        if kernel == 3:
+            tiles = conv_gru.winograd_share((n, n)) * 9 * n * n  # of F(4x4, 3x3), all of them whole
+            assert conv_gru.axis_products(n, 3, winograd=True) ** 2 <= min(tiles, on_the_map**2)
 
 
 def test_winograds_share_of_the_products() -> None:
@@ -113,9 +131,13 @@ def test_remark_names_the_engine() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(conv_gru, "ours", ours)
             for direction in ("fwd", "fwd+bwd"):
-                assert conv_gru.remark(case, direction, given) == f"engine {took}"
+                said, *shares = conv_gru.remark(case, direction, given).split("; ")
+                assert said == f"engine {took}" and len(shares) == (direction == "fwd")
+                if shares:
+                    found = re.fullmatch(r"of a call: weights packed (\S+) %, fingerprint (\S+) %", shares[0])
+                    assert found and all(0 < float(share) < 100 for share in found.groups())
     five = Case("any", (2, 2, 8, 5, 6, 6), options={"activation": "relu"})
-    assert conv_gru.remark(five, "fwd", conv_gru.inputs(five, CPU)) == "engine direct"
+    assert conv_gru.remark(five, "fwd", conv_gru.inputs(five, CPU)).startswith("engine direct; of a call")
 
 
 # ---- what the harness has for it ----
@@ -218,14 +240,14 @@ def test_table_of_rates() -> None:
     row = {"op": "conv_gru", "case": "3x3, T12 B2 C128 16x16", "dtype": "float32", "direction": "fwd"}
     row |= {
         "huge_pages": False,
-        "ours_ms": 50.0,
-        "flops": 10e9,
+        "ours_ms": 2 * 24 * 256 * 384 * 256 * 9 / 199.9e6,  # T B pixels, outputs, inputs, taps
         "gemm_GFps": 80.0,
-        "notes": {"ours": "engine winograd"},
+        "notes": {"ours": "engine winograd; of a call: weights packed 2 %, fingerprint 0.1 %"},
     }
     rows = [row, row | {"huge_pages": True}, row | {"direction": "bwd"}, row | {"op": "other"}, row | {"ours_ms": None}]
     rows.append(row | {"dtype": "bfloat16", "notes": {"ours": "engine mixed"}})
-    rows.append(row | {"case": "5x5, T12 B2 C64 16x16", "notes": {"ours": "engine direct"}, "ours_ms": 200.0})
+    rows.append(row | {"case": "5x5, T12 B2 C64 16x16", "notes": {"ours": "engine direct"}})
+    rows[-1]["ours_ms"] = 2 * 24 * 256 * 192 * 128 * 25 / 49.9e6
     expected = """\
 | case | direction | engine | effective | true | GEMM | effective / GEMM | true / GEMM |
 | --- | --- | --- | --- | --- | --- | --- | --- |
