@@ -14,6 +14,7 @@ from op_suite import Bad, OpSuite, Sample
 from torch import Tensor
 
 import vgkernels
+from vgkernels import _native
 from vgkernels._checks import FLOATING
 
 ALGORITHMS = ("auto", "direct", "winograd")
@@ -23,6 +24,7 @@ TOLERANCE = {
     torch.float32: {"out": 5e-6, **dict.fromkeys(("x", "h0", "weight_ih", "weight_hh", "bias"), 5e-5)},
 }
 LOW_PRECISION_ERROR = 2e-2  # the specification's, relative to the largest
+ROUNDED_PRODUCTS_ERROR = 4e-2  # on CUDA, where library convolutions hand the gates 16 bits
 REFUSED: Any = (RuntimeError, TypeError, ValueError)
 
 
@@ -293,17 +295,19 @@ class ConvGRUSuite(OpSuite):
         return both(*reference(**without_ours(self.arguments(sample), reference)))
 
     def arguments(self, sample: Sample) -> dict[str, Any]:
-        """By name; a bias among the options counts as a constant. Winograd's algorithm is not for float64."""
+        """By name; a bias among the options counts as a constant. Winograd is for the CPU, not for float64."""
         x, options = sample.tensors["x"], dict(sample.options)
         for name, value in options.items():
             if isinstance(value, Tensor):
                 options[name] = value.to(x.device, x.dtype if value.is_floating_point() else None)
-        if x.dtype == torch.float64:
-            options.pop("algorithm", None)
+        if options.get("algorithm") == "winograd" and (
+            x.dtype == torch.float64 or (not x.is_meta and _native.runs_cuda_kernels(x.device))
+        ):
+            del options["algorithm"]
         return {"h0": None, **sample.tensors, **options}
 
     def native_calls(self, sample: Sample) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-        forward = torch.ops.vgkernels.conv_gru.default
+        forward = _native.kernels.conv_gru.default
         arguments = op_arguments(self.arguments(sample))
         yield forward, (*arguments[:6], None, *arguments[6:8], True, arguments[8])
         x = sample.tensors["x"]
@@ -313,7 +317,7 @@ class ConvGRUSuite(OpSuite):
         output, h_T, gates = forward(*base[:6], None, *base[6:8], True, base[8])
         needs = (True, "h0" in sample.tensors, True, True, "bias" in sample.tensors)
         kept = None if sample.options.get("checkpoint") else gates
-        backward = torch.ops.vgkernels.conv_gru_backward.default
+        backward = _native.kernels.conv_gru_backward.default
         yield backward, (output.cos(), h_T.cos(), *arguments[:6], output, kept, *arguments[6:], *needs)
 
 

@@ -11,6 +11,8 @@ import torch
 from op_suite import Bad, OpSuite, Sample
 from torch import Tensor
 
+from vgkernels import _native
+
 MODES = ("bilinear", "nearest")  # the native ones
 PADDINGS = ("border", "zeros", "reflection")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -188,11 +190,11 @@ class FlowWarpSuite(OpSuite):
         t = sample.tensors
         blend = "mask" in t
         shared = (t["image"], t["flow"], t.get("mask"), t.get("new"), *sample.options.values())
-        yield torch.ops.vgkernels.flow_warp.default, shared
+        yield _native.kernels.flow_warp.default, shared
         image = self.samples[0].tensors["image"]
         grad_out = torch.randn(*image.shape[:2], *self.samples[0].tensors["flow"].shape[2:], generator=generator(5))
         grad_out = grad_out.to(t["image"].device, t["image"].dtype if t["image"].is_floating_point() else torch.float32)
-        yield torch.ops.vgkernels.flow_warp_backward.default, (grad_out, *shared, True, True, blend, blend, False)
+        yield _native.kernels.flow_warp_backward.default, (grad_out, *shared, True, True, blend, blend, False)
 
 
 class PlainSuite(FlowWarpSuite):

@@ -143,10 +143,13 @@ def check_orders(native, cases, orders, settings):
 
 def small_cases():
     """For sanitizers and orders: what reaches every kernel when a block has 32 threads to sort with."""
+    not_finite = gaussian(2, 30, 20, 3, 2)
+    not_finite.x[0, 3, 1] = np.nan
     return {
         "aligned": gaussian(1, 70, 20, 68, 2),
         "not aligned": gaussian(1, 9, 5, 37, 3, p=1.5),
         "ties, more of y": grid(1, 20, 300, 3, 2),
         "double": grid(2, 200, 130, 65, 2, dtype="float64", p=1.0),
         "projected": projected(gaussian(2, 40, 37, 3, 5)),
+        "not finite": not_finite,
     }

@@ -13,6 +13,7 @@ from op_suite import Bad, OpSuite, Sample
 from torch import Tensor
 
 import vgkernels
+from vgkernels import _native
 
 # On N(0, 1) samples in a few dimensions, p <= 3; float64 is rounding alone.
 TOLERANCE = {
@@ -231,6 +232,9 @@ class SlicedWassersteinSuite(OpSuite):
         options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in sample.options.items()}
         return {**sample.tensors, **options}
 
+    def has_kernel(self, sample: Sample) -> bool:
+        return "x_weights" not in sample.options or not _native.runs_cuda_kernels(sample.tensors["x"].device)
+
     def native_calls(self, sample: Sample) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         x, y, projections = (t.float() if t.dtype == torch.bfloat16 else t for t in sample.tensors.values())
         if x.dim() != 3:
@@ -241,5 +245,5 @@ class SlicedWassersteinSuite(OpSuite):
             full = (torch.ones(t.shape[:2], dtype=torch.float64) if w is None else w for w, t in pairs)
             weights = [w / w.sum(-1, keepdim=True) for w in full]
         arguments = (x, y, projections.unsqueeze(0), *weights, float(sample.options.get("p", 2)))
-        yield torch.ops.vgkernels.sliced_wasserstein.default, arguments
-        yield torch.ops.vgkernels.sliced_wasserstein_gradients.default, (*arguments, True, True, True)
+        yield _native.kernels.sliced_wasserstein.default, arguments
+        yield _native.kernels.sliced_wasserstein_gradients.default, (*arguments, True, True, True)

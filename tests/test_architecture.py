@@ -13,7 +13,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("csrc", "vgkernels", "vgkernels_models", "tests", "benchmarks", "tools")
 MAX_LINES, MAX_COLUMNS = 400, 120
-TORCH_DOORS = ("common/module.cpp", "common/check.h", "common/tensor_bridge.h")  # and every <op>_ops.cpp
+TORCH_DOORS = (
+    "common/module.cpp",
+    "common/check.h",
+    "common/library.h",
+    "common/tensor_bridge.h",
+)  # and every <op>_ops.cpp
 MODEL_ROOTS = ("model", "training", "data", "metrics", "report", "blocks")  # what serves all models
 RAW_CUDA = r"<<<|\b__shared__\b|\b(__)?asm(__)?\b"
 CUDA_DOORS = ("common/launch.h", "common/device_primitives.h")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conv_gru_samples import (
     LOW_PRECISION_ERROR,
+    ROUNDED_PRODUCTS_ERROR,
     SAMPLES,
     TOLERANCE,
     ConvGRUSuite,
@@ -31,26 +32,31 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vgkernels
-from vgkernels import conv_gru, conv_gru_reference
+from vgkernels import _native, conv_gru, conv_gru_reference
 
 BOTH = [conv_gru, conv_gru_reference]
 
 
 class TestConvGRU(ConvGRUSuite):
-    # The output is rounded once; gradients pass through gates that were kept in 16 bits.
+    # The output is rounded once; gradients pass through gates that were kept in 16 bits. On CUDA so do products.
     def test_low_precision_is_float32_rounded_once(self, sample: Sample, device: str) -> None:
         for dtype in LOW_PRECISION:
             case = self.cast(sample, dtype, device)
+            on_cuda = _native.runs_cuda_kernels(case.tensors["x"].device)
             want = self.run(self.reference, self.cast(case, torch.float32, device))
             for function in (self.call, self.reference):
                 got = self.run(function, case)
                 assert got["out"].dtype == dtype
                 error = (got["out"].float() - want["out"]).abs()
-                assert (error <= TOLERANCE[torch.float32]["out"] + ulp(want["out"], dtype)).all()
+                bound = ROUNDED_PRODUCTS_ERROR if function == self.call and on_cuda else LOW_PRECISION_ERROR
+                if function == self.call and on_cuda:
+                    assert error.max() <= bound * want["out"].abs().max()
+                else:
+                    assert (error <= TOLERANCE[torch.float32]["out"] + ulp(want["out"], dtype)).all()
                 for k in case.tensors:
                     assert got[k].dtype == case.tensors[k].dtype
                     error = (got[k].float() - want[k]).abs().max()
-                    assert error <= LOW_PRECISION_ERROR * want[k].abs().max(), k
+                    assert error <= bound * want[k].abs().max(), k
 
     def test_layouts(self, sample: Sample, device: str) -> None:
         super().test_layouts(without_bias(sample), device)  # which has one dim
@@ -64,6 +70,8 @@ class TestConvGRU(ConvGRUSuite):
             return self.call(replace(sample, tensors=tensors))
 
         want = self.run(rounded, case)
+        on_cuda = _native.runs_cuda_kernels(case.tensors["x"].device)
+        bound = ROUNDED_PRODUCTS_ERROR if on_cuda else LOW_PRECISION_ERROR
         for function in (self.call, self.reference):
             with torch.autocast(device, dtype=torch.bfloat16):
                 got = self.run(function, case)
@@ -73,7 +81,7 @@ class TestConvGRU(ConvGRUSuite):
                 if function == self.call:
                     assert torch.equal(got[k], want[k])
                 else:
-                    assert (got[k] - want[k]).abs().max() <= LOW_PRECISION_ERROR * want[k].abs().max()
+                    assert (got[k] - want[k]).abs().max() <= bound * want[k].abs().max()
         wide = self.cast(sample, torch.float64, device)
         want = self.run(self.call, wide)
         with torch.autocast(device, dtype=torch.bfloat16):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flow_warp_samples import DTYPES, MODES, PADDINGS, TOLERANCE, BlendSuite, PlainSuite, generator, make
-from op_suite import DEVICES, Sample, needs_native, run_tests_again
+from op_suite import Sample, needs_native, run_tests_again
 from torch import Tensor
 
 from vgkernels import flow_warp, flow_warp_blend, flow_warp_blend_reference, flow_warp_reference
@@ -35,7 +35,6 @@ def with_gradients(function: Any, image: Tensor, flow: Tensor, **options: Any) -
 
 
 @pytest.mark.parametrize("function", [flow_warp, flow_warp_reference])
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("mode", [*MODES, "bicubic"])
 def test_equals_grid_sample(function: Any, mode: str, padding_mode: str, device: str) -> None:
@@ -118,7 +117,6 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels_last"])
 @pytest.mark.parametrize(("image", "out"), SIZES, ids=lambda shape: "x".join(map(str, shape)))
 def test_sizes(image: tuple[int, ...], out: tuple[int, ...], layout: torch.memory_format, device: str) -> None:
@@ -138,7 +136,6 @@ def test_sizes(image: tuple[int, ...], out: tuple[int, ...], layout: torch.memor
                     assert (error <= allowed).all(), f"{k}, {dtype}, {sample.options}: off by {error.max()}"
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layout_is_kept(dtype: torch.dtype, device: str) -> None:
     sample = BlendSuite().cast(make("", (2, 5, 6, 7), (4, 9), blend=True), dtype, device)
@@ -161,7 +158,6 @@ def test_layout_is_kept(dtype: torch.dtype, device: str) -> None:
 # ---- numbers ----
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("flow_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_flow_and_mask_dtype(dtype: torch.dtype, flow_dtype: torch.dtype, device: str) -> None:
@@ -178,7 +174,6 @@ def test_any_flow_and_mask_dtype(dtype: torch.dtype, flow_dtype: torch.dtype, de
     assert (flow.grad.dtype, mask.grad.dtype) == (flow_dtype, flow_dtype)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels_last"])
 def test_accuracy(layout: torch.memory_format, device: str) -> None:
     exact = make("", (1, 64, 40, 56), (40, 56), reach=16).tensors
@@ -194,7 +189,6 @@ def test_accuracy(layout: torch.memory_format, device: str) -> None:
         assert our <= 1.5 * their, name
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("function", [flow_warp, flow_warp_reference])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_flow_that_is_not_finite(dtype: torch.dtype, function: Any, device: str) -> None:
@@ -225,7 +219,6 @@ def test_flow_that_is_not_finite(dtype: torch.dtype, function: Any, device: str)
                 assert torch.equal(out, edge[..., None, None].expand_as(out))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("function", [flow_warp, flow_warp_reference])
 @pytest.mark.parametrize("channels", [1, 3, 16, 20])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
@@ -252,7 +245,6 @@ def test_taps_of_weight_0_add_nothing(value: float, channels: int, function: Any
         assert blended.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_mask_does_not_hide_inf(device: str) -> None:
     image, flow = torch.zeros(1, 3, 4, 5, device=device), torch.zeros(1, 2, 4, 5, device=device)
     mask, new = torch.zeros(1, 1, 4, 5, device=device), torch.full((1, 3, 4, 5), math.inf, device=device)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from op_suite import DEVICES, needs_native
+from op_suite import needs_native
 from sliced_wasserstein_samples import directions, generator, normal
 from torch import Tensor
 
@@ -106,7 +106,6 @@ def test_bad_projections(arguments: Any, options: Any, error: Any, text: str) ->
 # ---- a distance by directions of its own ----
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("function", [sliced_wasserstein, sliced_wasserstein_reference])
 @pytest.mark.parametrize("kind", KINDS)
 def test_own_directions_are_random_projections(kind: str, function: Any, device: str) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from op_suite import DEVICES
 from torch import Tensor, nn
 
 from vgkernels import stiefel_retraction_
@@ -41,7 +40,7 @@ def gram_schmidt(weight: Tensor) -> Tensor:
     return torch.stack(columns, 1)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.without_kernels
 @pytest.mark.parametrize("dtype", ORTHOGONALITY)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("method", METHODS)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from op_suite import DEVICES, Sample, needs_native
+from op_suite import Sample, needs_native
 from svc_projection_samples import (
     ABOVE,
     ERROR,
@@ -80,7 +80,6 @@ def test_compile_with_dynamic_shapes_of_convolutions(dim: int) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_hard_spectra(spectrum: str, device: str) -> None:
     for (m, n), dtype in ((shape, dtype) for shape in (*SHAPES, (1, 50), (50, 1)) for dtype in ABOVE):

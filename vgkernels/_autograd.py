@@ -5,11 +5,13 @@ An op gives its reference as a function of its tensors; the first derivative sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._forked import one_thread_in_forked_child
 
 
 def needs_function(*tensors: Tensor | None) -> bool:
@@ -17,6 +19,7 @@ def needs_function(*tensors: Tensor | None) -> bool:
 
     Inside torch.func transforms always: a tensor under vmap does not say that it requires grad outside of it.
     """
+    one_thread_in_forked_child()  # a backward may be all that a child calls
     if not torch.is_grad_enabled():
         return False
     if any(tensor is not None and tensor.requires_grad for tensor in tensors):
@@ -68,7 +71,7 @@ def second_order(
     return result
 
 
-def vmap_over_batch(op: Callable[..., Any]) -> Callable[..., Any]:
+def _vmap_over_batch(op: Callable[..., Any]) -> Callable[..., Any]:
     """A rule for torch.library.register_vmap: the new dim is folded into dim 0 of every tensor, the op's batch.
 
     A tensor that has no new dim is repeated. An output of shape (0,), a gradient that nobody asked for, stays as it is.
@@ -86,6 +89,14 @@ def vmap_over_batch(op: Callable[..., Any]) -> Callable[..., Any]:
         return tuple(out if dim is None else _unfold(out, size) for out, dim in zip(outputs, dims, strict=True)), dims
 
     return rule
+
+
+def register_batched(namespace: str, fakes: Mapping[str, Callable[..., Any]]) -> None:
+    """Gives ops whose batch is dim 0 of every tensor their fake functions and their vmap rules."""
+    ops = getattr(torch.ops, namespace)
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+        torch.library.register_vmap(f"{namespace}::{name}", _vmap_over_batch(getattr(ops, name)))
 
 
 def _replaced(old: Sequence[Any], where: Sequence[int], new: Sequence[Any]) -> list[Any]:

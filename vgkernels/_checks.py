@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _native
+from ._forked import one_thread_in_forked_child
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -23,6 +24,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def check_tensor(op: str, name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOATING) -> None:
     """TypeError unless `value` is a dense tensor of one of `dtypes`."""
+    one_thread_in_forked_child()  # every op that takes tensors comes here before it works on them
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}")
     if value.is_nested or value.layout != torch.strided:
@@ -96,6 +98,7 @@ def check_option(op: str, name: str, value: Any, allowed: Sequence[str]) -> None
 
 def is_autocast_on(device: torch.device) -> bool:
     """Whether autocast is on for that kind of device; some kinds, as meta, have none."""
+    one_thread_in_forked_child()  # casts come before the checks
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 

@@ -5,11 +5,13 @@ Decides what is refused and in which dtype arguments reach the kernels.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _native
 from ._checks import (
     FLOATING,
     accumulation_dtype,
@@ -69,6 +71,57 @@ def check_tensors(op: str, x: Any, h0: Any, weight_ih: Any, weight_hh: Any, bias
         check_shape(op, "h0", h0, f"B C {extent}", sizes)
 
 
+def check_call(
+    op: str,
+    x: Tensor,
+    h0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    lengths: Tensor | None,
+    algorithm: int,
+) -> None:
+    """Refuses what the op `conv_gru` does not take, by its fake and on CUDA; on the CPU the kernels' door does."""
+    check_tensors(op, x, h0, weight_ih, weight_hh, bias)
+    if h0 is not None:
+        check_tensor(op, "h0", h0, (accumulation_dtype(x.dtype),))
+    if lengths is not None:
+        check_tensor(op, "lengths", lengths, (torch.int64,))
+        check_same_device(op, "lengths", lengths, "x", x)
+        check_shape(op, "lengths", lengths, "B", {"B": x.shape[1]})
+    if not 0 <= algorithm < len(ALGORITHMS):
+        raise ValueError(f"{op}: expected algorithm 0 to {len(ALGORITHMS) - 1}, got {algorithm}")
+
+
+def result_shapes(x: Tensor, weight_hh: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Of output, h_T and the gates that are kept."""
+    state = (x.shape[1], weight_hh.shape[1], *x.shape[3:])
+    gates = (x.shape[0], 3, x.shape[1], math.prod(x.shape[3:]), kept_channels(weight_hh.shape[1]))
+    return (x.shape[0], *state), state, gates
+
+
+def kept_channels(channels: int) -> int:
+    return (channels + 15) // 16 * 16
+
+
+def check_kept(
+    op: str, x: Tensor, weight_hh: Tensor, grad_output: Tensor, grad_h_T: Tensor, output: Tensor, gates: Tensor | None
+) -> None:
+    """Refuses what the op `conv_gru_backward` is handed besides if it is not of the forward's shapes and dtypes."""
+    like_output, like_h_T, like_gates = result_shapes(x, weight_hh)
+    for name, value, shape, dtype in (
+        ("grad_output", grad_output, like_output, x.dtype),
+        ("grad_h_T", grad_h_T, like_h_T, accumulation_dtype(x.dtype)),
+        ("output", output, like_output, x.dtype),
+        ("gates", gates, like_gates, x.dtype),
+    ):
+        if value is not None:
+            check_tensor(op, name, value, (dtype,))
+            check_same_device(op, name, value, "x", x)
+            if value.dim() != len(shape) or any(a != b for a, b in zip(value.shape, shape, strict=True)):
+                raise ValueError(f"{op}: expected {name} of shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
 def _check_beside(op: str, name: str, value: Any, x: Tensor) -> None:
     check_tensor(op, name, value)
     check_same_dtype(op, name, value, "x", x)
@@ -100,7 +153,7 @@ def check_options(op: str, x: Tensor, weight_hh: Tensor, activation: str, algori
             raise TypeError(f"{op}: expected {name} to be a bool, got {type(value).__name__}")
     if algorithm == "winograd":
         cannot = (
-            f"device {x.device.type}" if x.device.type not in ("cpu", "meta")
+            f"device {x.device.type}" if x.device.type not in ("cpu", "meta") or _native.runs_cuda_kernels(x.device)
             else "float64" if x.dtype == torch.float64
             else f"k = {weight_hh.shape[-1]}" if weight_hh.shape[-1] != 3
             else None

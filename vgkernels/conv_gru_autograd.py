@@ -6,17 +6,16 @@ computed again. The second derivative is the reference's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _native, conv_gru_cuda
 from ._autograd import needs_function, second_order
-from ._checks import accumulation_dtype, check_same_device, check_same_dtype, check_tensor
-from .conv_gru_arguments import check_tensors
+from ._checks import accumulation_dtype
+from .conv_gru_arguments import check_call, check_kept, result_shapes
 from .conv_gru_packing import packed_weights
 from .conv_gru_steps import run_steps
 
@@ -39,7 +38,7 @@ def call_native(
             x, h0, weight_ih, weight_hh, bias, lengths, tanh, reverse, not checkpoint, algorithm
         )[:2]  # fmt: skip
     packed = packed_weights(x, weight_ih, weight_hh, algorithm)
-    return torch.ops.vgkernels.conv_gru(
+    return _native.kernels.conv_gru(
         x, h0, weight_ih, weight_hh, bias, lengths, packed, tanh, reverse, False, algorithm
     )[:2]
 
@@ -63,7 +62,7 @@ class _ConvGRU(torch.autograd.Function):
         keep_gates: bool,
         algorithm: int,
     ) -> Any:
-        return torch.ops.vgkernels.conv_gru(
+        return _native.kernels.conv_gru(
             x, h0, weight_ih, weight_hh, bias, lengths, None, tanh, reverse, keep_gates, algorithm
         )
 
@@ -118,7 +117,7 @@ class _ConvGRUBackward(torch.autograd.Function):
         need_bias: bool,
     ) -> Any:
         needs = (need_x, need_h0, need_weight_ih, need_weight_hh, need_bias)
-        return torch.ops.vgkernels.conv_gru_backward(
+        return _native.kernels.conv_gru_backward(
             grad_output, grad_h_T, x, h0, weight_ih, weight_hh, bias, lengths, output, gates,
             tanh, reverse, algorithm, *needs,
         )  # fmt: skip
@@ -149,7 +148,7 @@ class _ConvGRUBackward(torch.autograd.Function):
 
 
 def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-    op, size = torch.ops.vgkernels.conv_gru, info.batch_size
+    op, size = _native.kernels.conv_gru, info.batch_size
     if any(dim is not None for dim in in_dims[2:5]):
         return _one_by_one(op, size, in_dims, args)
     x, h0, weight_ih, weight_hh, bias, lengths, packed, *options = args
@@ -168,7 +167,7 @@ def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tup
 
 
 def _backward_vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-    op, size = torch.ops.vgkernels.conv_gru_backward, info.batch_size
+    op, size = _native.kernels.conv_gru_backward, info.batch_size
     need_weights = any(args[15:18])  # those have a gradient for each index of the new dim
     if need_weights or any(dim is not None for dim in in_dims[4:7]):
         return _one_by_one(op, size, in_dims, args)
@@ -232,22 +231,11 @@ def _forward_fake(
     keep_gates: bool,
     algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    op = "conv_gru"
-    check_tensors(op, x, h0, weight_ih, weight_hh, bias)
-    accumulation = accumulation_dtype(x.dtype)
-    if h0 is not None:
-        check_tensor(op, "h0", h0, (accumulation,))
-    if lengths is not None:
-        check_tensor(op, "lengths", lengths, (torch.int64,))
-        check_same_device(op, "lengths", lengths, "x", x)
-        if lengths.dim() != 1 or lengths.shape[0] != x.shape[1]:
-            raise ValueError(f"{op}: expected lengths of shape (B,) = ({x.shape[1]},), got {tuple(lengths.shape)}")
-    channels = weight_hh.shape[1]
-    state = (x.shape[1], channels, *x.shape[3:])
-    gates = (x.shape[0], 3, x.shape[1], math.prod(x.shape[3:]), (channels + 15) // 16 * 16)
+    check_call("conv_gru", x, h0, weight_ih, weight_hh, bias, lengths, algorithm)
+    output, h_T, gates = result_shapes(x, weight_hh)
     return (
-        x.new_empty((x.shape[0], *state)),
-        x.new_empty(state, dtype=accumulation),
+        x.new_empty(output),
+        x.new_empty(h_T, dtype=accumulation_dtype(x.dtype)),
         x.new_empty(gates if keep_gates else 0),
     )
 
@@ -273,32 +261,32 @@ def _backward_fake(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     op = "conv_gru_backward"
-    want = _forward_fake(x, h0, weight_ih, weight_hh, bias, lengths, None, tanh, reverse, True, algorithm)
-    named = {"grad_output": grad_output, "grad_h_T": grad_h_T, "output": output, "gates": gates}
-    for (name, tensor), like in zip(named.items(), (want[0], want[1], want[0], want[2]), strict=True):
-        if tensor is None:
-            continue
-        check_same_dtype(op, name, tensor, "the forward's", like)
-        check_same_device(op, name, tensor, "x", x)
-        if tensor.dim() != like.dim() or any(a != b for a, b in zip(tensor.shape, like.shape, strict=True)):
-            raise ValueError(f"{op}: expected {name} of shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
+    check_call(op, x, h0, weight_ih, weight_hh, bias, lengths, algorithm)
+    check_kept(op, x, weight_hh, grad_output, grad_h_T, output, gates)
     return (
         x.new_empty(x.shape if need_x else 0),
-        x.new_empty(want[1].shape if need_h0 else 0, dtype=want[1].dtype),
+        grad_h_T.new_empty(grad_h_T.shape if need_h0 else 0),
         x.new_empty(weight_ih.shape if need_weight_ih else 0),
         x.new_empty(weight_hh.shape if need_weight_hh else 0),
         x.new_empty(weight_hh.shape[0] if need_bias else 0),
     )
 
 
+def register(namespace: str, cuda: str | None) -> None:
+    """Gives the ops of a loaded library their fake and vmap rules.
+
+    cuda: the dispatch key under which its CUDA kernels are, out of which the ops are put together here; None: they are
+        in the library.
+    """
+    torch.library.register_fake(f"{namespace}::conv_gru", _forward_fake)
+    torch.library.register_fake(f"{namespace}::conv_gru_backward", _backward_fake)
+    torch.library.register_vmap(f"{namespace}::conv_gru", _forward_vmap)
+    torch.library.register_vmap(f"{namespace}::conv_gru_backward", _backward_vmap)
+    if cuda:
+        torch.library.impl(f"{namespace}::conv_gru", cuda, conv_gru_cuda.forward)
+        torch.library.impl(f"{namespace}::conv_gru_backward", cuda, conv_gru_cuda.backward)
+
+
 _native.native_status()  # the libraries are loaded from here on
 if hasattr(torch.ops.vgkernels, "conv_gru"):
-    torch.library.register_fake("vgkernels::conv_gru", _forward_fake)
-    torch.library.register_fake("vgkernels::conv_gru_backward", _backward_fake)
-    torch.library.register_vmap("vgkernels::conv_gru", _forward_vmap)
-    torch.library.register_vmap("vgkernels::conv_gru_backward", _backward_vmap)
-    if _native.native_status().cuda_loaded:
-        from . import conv_gru_cuda
-
-        torch.library.impl("vgkernels::conv_gru", "cuda", conv_gru_cuda.forward)
-        torch.library.impl("vgkernels::conv_gru_backward", "cuda", conv_gru_cuda.backward)
+    register("vgkernels", "cuda" if _native.native_status().cuda_loaded else None)

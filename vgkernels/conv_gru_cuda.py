@@ -24,7 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import conv_gru_persistent
+from . import _native, conv_gru_persistent
+from ._checks import accumulation_dtype
+from .conv_gru_arguments import check_call, check_kept, kept_channels
 
 STAGES = ("library", "gemm", "persistent")
 PACKED_COLUMNS = 128  # kPackedColumns in csrc/conv_gru/conv_gru_cuda.h
@@ -130,22 +132,6 @@ def plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def kept_channels(channels: int) -> int:
-    return (channels + 15) // 16 * 16
-
-
-def accumulate(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def check_sizes(x: Tensor, weight_hh: Tensor) -> None:
-    if 0 in (*x.shape[2:], weight_hh.shape[1]):
-        raise ValueError(
-            f"conv_gru: expected maps and channels of 1 or more, got x of shape {tuple(x.shape)} and "
-            f"{weight_hh.shape[1]} channels"
-        )
-
-
 def before_the_ends(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x, and 0 past each clip's end: what is there counts for nothing, not even where it is NaN."""
     if lengths is None:
@@ -171,18 +157,20 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The op conv_gru; `packed` and `algorithm` are the CPU's.
 
-    kernels: whose conv_gru_reset_update_ and conv_gru_candidate_ run; by default torch.ops.vgkernels.
+    kernels: whose conv_gru_reset_update_ and conv_gru_candidate_ run; by default those in use.
     """
-    check_sizes(x, weight_hh)
-    kernels = kernels or torch.ops.vgkernels
+    check_call("conv_gru", x, h0, weight_ih, weight_hh, bias, lengths, algorithm)
+    kernels = kernels or _native.kernels
     running = stage(x, weight_hh)
     engine = Library() if running == "library" else Gemm()
     (steps, batch), size, channels = x.shape[:2], x.shape[3:], weight_hh.shape[1]
-    h = x.new_zeros(batch, *size, channels, dtype=accumulate(x.dtype))
+    h = x.new_zeros(batch, *size, channels, dtype=accumulation_dtype(x.dtype))
     if h0 is not None:
         h.copy_(h0.movedim(1, -1))
     output = x.new_empty(steps, batch, *size, channels)
-    gates = x.new_empty(steps if keep_gates else min(steps, 1), 3, batch, *size, kept_channels(channels))
+    padded = kept_channels(channels)  # the kernels write no padding
+    made = x.new_empty if padded == channels else x.new_zeros
+    gates = made(steps if keep_gates else min(steps, 1), 3, batch, *size, padded)
     if steps:
         lengths = None if lengths is None else lengths.contiguous()
         x = before_the_ends(x, lengths)
@@ -251,12 +239,13 @@ def backward(
     kernels: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The op conv_gru_backward. Without gates they are computed again, over all steps at once: h is known."""
-    check_sizes(x, weight_hh)
-    kernels = kernels or torch.ops.vgkernels
+    check_call("conv_gru_backward", x, h0, weight_ih, weight_hh, bias, lengths, algorithm)
+    check_kept("conv_gru_backward", x, weight_hh, grad_output, grad_h_T, output, gates)
+    kernels = kernels or _native.kernels
     running = stage(x, weight_hh)
     engine = Library() if running == "library" else Gemm()
     (steps, batch), size, channels = x.shape[:2], x.shape[3:], weight_hh.shape[1]
-    grad_h = x.new_empty(batch, *size, channels, dtype=accumulate(x.dtype)).copy_(grad_h_T.movedim(1, -1))
+    grad_h = x.new_empty(batch, *size, channels, dtype=accumulation_dtype(x.dtype)).copy_(grad_h_T.movedim(1, -1))
     if steps == 0:
         return (
             torch.zeros_like(x),

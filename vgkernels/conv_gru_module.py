@@ -90,6 +90,8 @@ class ConvGRU(nn.Module):
                 raise TypeError(f"ConvGRU: expected {name} to be an int, got {type(count).__name__}")
             if count < 1:
                 raise ValueError(f"ConvGRU: expected {name} > 0, got {count}")
+            if count >= 2**63:
+                raise ValueError(f"ConvGRU: expected {name} < 2^63, got {count}")
         if kernel_size % 2 == 0:
             raise ValueError(f"ConvGRU: expected an odd kernel_size, got {kernel_size}")
         if not isinstance(dims, int) or dims not in (2, 3):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from . import _native
+
 
 @dataclass(frozen=True)
 class _Packed:
@@ -32,6 +34,8 @@ def packed_weights(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, algorithm: i
     A tensor is packed when it comes for the second time: one that was made for a single call would only cost more.
     """
     tensors = (x, weight_ih, weight_hh)
+    if _native.runs_cuda_kernels(x.device):
+        return None
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.device.type != "cpu" for tensor in tensors):
         return None  # fake tensors, and others that hold no numbers
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -43,10 +47,10 @@ def packed_weights(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, algorithm: i
             _kept[weight_hh] = _Packed((), 0, None)
             return None
     call = (x.shape, x.dtype, weight_ih.shape, weight_hh.shape, algorithm)
-    fingerprint = torch.ops.vgkernels.conv_gru_fingerprint(weight_ih, weight_hh)
+    fingerprint = _native.kernels.conv_gru_fingerprint(weight_ih, weight_hh)
     if entry.weights is not None and (entry.call, entry.fingerprint) == (call, fingerprint):
         return entry.weights
-    packed = torch.ops.vgkernels.conv_gru_pack(x, weight_ih, weight_hh, algorithm)
+    packed = _native.kernels.conv_gru_pack(x, weight_ih, weight_hh, algorithm)
     with _lock:
         _kept[weight_hh] = _Packed(call, fingerprint, packed)
     return packed

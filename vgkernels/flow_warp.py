@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _native
-from ._autograd import needs_function, second_order, vmap_over_batch
+from ._autograd import needs_function, register_batched, second_order
 from ._checks import (
     FLOATING,
     accumulation_dtype,
@@ -210,7 +210,7 @@ def _native_call(
     mask = None if mask is None else mask.to(accumulation)
     if needs_function(image, flow, mask, new):
         return _FlowWarp.apply(image, flow, mask, new, mode, padding_mode)
-    return torch.ops.vgkernels.flow_warp(image, flow, mask, new, mode, padding_mode)
+    return _native.kernels.flow_warp(image, flow, mask, new, mode, padding_mode)
 
 
 # ---- the reference ----
@@ -272,7 +272,7 @@ class _FlowWarp(torch.autograd.Function):
     def forward(
         image: Tensor, flow: Tensor, mask: Tensor | None, new: Tensor | None, mode: str, padding_mode: str
     ) -> Any:
-        return torch.ops.vgkernels.flow_warp(image, flow, mask, new, mode, padding_mode)
+        return _native.kernels.flow_warp(image, flow, mask, new, mode, padding_mode)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -309,7 +309,7 @@ class _FlowWarpBackward(torch.autograd.Function):
     ) -> Any:
         needs = (need_image, need_flow, need_mask, need_new)
         deterministic = torch.are_deterministic_algorithms_enabled()
-        return torch.ops.vgkernels.flow_warp_backward(
+        return _native.kernels.flow_warp_backward(
             grad_out, image, flow, mask, new, mode, padding_mode, *needs, deterministic
         )
 
@@ -388,11 +388,11 @@ def _flow_warp_backward_fake(
     )
 
 
+def register(namespace: str) -> None:
+    """Gives the ops of a loaded library their fake and vmap rules."""
+    register_batched(namespace, {"flow_warp": _flow_warp_fake, "flow_warp_backward": _flow_warp_backward_fake})
+
+
 _native.native_status()  # the libraries are loaded from here on
 if hasattr(torch.ops.vgkernels, "flow_warp"):
-    torch.library.register_fake("vgkernels::flow_warp", _flow_warp_fake)
-    torch.library.register_fake("vgkernels::flow_warp_backward", _flow_warp_backward_fake)
-    torch.library.register_vmap("vgkernels::flow_warp", vmap_over_batch(torch.ops.vgkernels.flow_warp))
-    torch.library.register_vmap(
-        "vgkernels::flow_warp_backward", vmap_over_batch(torch.ops.vgkernels.flow_warp_backward)
-    )
+    register("vgkernels")

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from ._checks import check_option
+from ._forked import one_thread_in_forked_child
 from .svc_projection_inplace import clip_in_place, patch_factor
 from .svc_projection_matrix import check_bound, check_weight, tolerance
 from .svc_projection_report import SVCReport, nonfinite_error
@@ -126,6 +127,7 @@ class SingularValueClipping:
 
         With `lazy` the report has the weights that went through the certified projection, none of the others.
         """
+        one_thread_in_forked_child()
         self.calls += 1
         if self.calls % self.every:
             return None
@@ -141,6 +143,12 @@ class SingularValueClipping:
         matrices = self._matrices()
         due = matrices if self.lazy is None else [matrix for matrix in matrices if self._has_moved(matrix)]
         bounds = [matrix.bound - (self.lazy or 0) for matrix in due]
+        # All memory first: where there is none, nothing has been changed yet.
+        copies = {matrix.name: torch.empty_like(matrix.weight) for matrix in due} if self.lazy is not None else {}
+        clamped = []
+        for _, gamma, variance in norms:
+            std = variance.clamp(min=0).sqrt().to(gamma.dtype)
+            clamped.append(gamma.clamp(min=0.01 * std, max=std))
         report = clip_in_place(
             _OP,
             [matrix.name for matrix in due],
@@ -150,12 +158,12 @@ class SingularValueClipping:
         )
         if self.lazy is not None:
             self.checks, self.certified_runs = self.checks + len(matrices), self.certified_runs + len(due)
-            self._copies |= {matrix.name: matrix.weight.detach().clone() for matrix in due}
+            for matrix in due:
+                copies[matrix.name].copy_(matrix.weight)
+            self._copies |= copies
             self._clipped |= {matrix.name: (matrix.dim, bound) for matrix, bound in zip(due, bounds, strict=True)}
-        for _, gamma, variance in norms:
-            std = variance.clamp(min=0).sqrt().to(gamma.dtype)
-            clamped = gamma.clamp(min=0.01 * std, max=std)
-            gamma.copy_(torch.where(report.refused(gamma.device), gamma, clamped))
+        for (_, gamma, _), new in zip(norms, clamped, strict=True):
+            gamma.copy_(torch.where(report.refused(gamma.device), gamma, new) if gamma.is_cuda else new)
         return report
 
     def state_dict(self) -> dict[str, Any]:

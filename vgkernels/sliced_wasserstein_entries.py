@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _native
-from ._autograd import needs_function, second_order, vmap_over_batch
+from ._autograd import needs_function, register_batched, second_order
 from ._checks import check_not_empty, check_same_device, check_same_dtype, check_shape, check_tensor, use_native
 from .sliced_wasserstein_coupling import reference_value
 
@@ -45,7 +45,7 @@ def value_of_entries(
     if not use_native(op, impl, x.device, unsupported):
         return reference_value(x, y, projections, x_weights, y_weights, p)
     if not needs_function(x, y, projections):
-        return torch.ops.vgkernels.sliced_wasserstein(x, y, projections, x_weights, y_weights, p)
+        return _native.kernels.sliced_wasserstein(x, y, projections, x_weights, y_weights, p)
     hidden = torch._C._are_functorch_transforms_active()  # there a tensor may not say that it requires grad
     needs = [tensor is not None and (hidden or tensor.requires_grad) for tensor in (x, y, projections)]
     if hidden:
@@ -60,7 +60,7 @@ def without_kernel(
     if forward_ad._current_level >= 0:  # the op would drop tangents without a word
         return "forward-mode AD"
     if x_weights is not None and y_weights is not None:
-        if x.is_cuda:
+        if _native.runs_cuda_kernels(x.device):
             return "weights on CUDA"
         if torch.is_grad_enabled() and (_may_require_grad(x_weights) or _may_require_grad(y_weights)):
             return "weights that require grad"
@@ -108,9 +108,7 @@ class _SlicedWasserstein(torch.autograd.Function):
         need_projections: bool,
     ) -> Any:
         needs = (need_x, need_y, need_projections)
-        value, *units = torch.ops.vgkernels.sliced_wasserstein_gradients(
-            x, y, projections, x_weights, y_weights, p, *needs
-        )
+        value, *units = _native.kernels.sliced_wasserstein_gradients(x, y, projections, x_weights, y_weights, p, *needs)
         ctx.save_for_backward(*units, x, y, projections, x_weights, y_weights)
         ctx.p, ctx.needs = p, needs
         return value
@@ -134,7 +132,7 @@ class _Transformed(torch.autograd.Function):
         need_projections: bool,
     ) -> Any:
         needs = (need_x, need_y, need_projections)
-        return torch.ops.vgkernels.sliced_wasserstein_gradients(x, y, projections, x_weights, y_weights, p, *needs)
+        return _native.kernels.sliced_wasserstein_gradients(x, y, projections, x_weights, y_weights, p, *needs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -245,13 +243,11 @@ def _gradients_fake(
     )
 
 
+def register(namespace: str) -> None:
+    """Gives the ops of a loaded library their fake and vmap rules."""
+    register_batched(namespace, {"sliced_wasserstein": _value_fake, "sliced_wasserstein_gradients": _gradients_fake})
+
+
 _native.native_status()  # the libraries are loaded from here on
 if hasattr(torch.ops.vgkernels, "sliced_wasserstein"):
-    torch.library.register_fake("vgkernels::sliced_wasserstein", _value_fake)
-    torch.library.register_fake("vgkernels::sliced_wasserstein_gradients", _gradients_fake)
-    torch.library.register_vmap(
-        "vgkernels::sliced_wasserstein", vmap_over_batch(torch.ops.vgkernels.sliced_wasserstein)
-    )
-    torch.library.register_vmap(
-        "vgkernels::sliced_wasserstein_gradients", vmap_over_batch(torch.ops.vgkernels.sliced_wasserstein_gradients)
-    )
+    register("vgkernels")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _native
 from ._checks import use_native
 from .sliced_wasserstein_arguments import as_entries, check_power, check_samples
 from .sliced_wasserstein_coupling import reference_value
@@ -98,9 +99,7 @@ def _value_and_gradient(x: Tensor, y: Tensor, directions: Tensor, p: float) -> t
     """The values (B,), and their gradients in the directions (B, 1, D)."""
     if use_native(_OP, "auto", x.device, without_kernel(x, y)):
         needs = (False, False, True)
-        value, _, _, gradient = torch.ops.vgkernels.sliced_wasserstein_gradients(
-            x, y, directions, None, None, p, *needs
-        )
+        value, _, _, gradient = _native.kernels.sliced_wasserstein_gradients(x, y, directions, None, None, p, *needs)
         return value, gradient
     with torch.enable_grad():
         pulled: Any = torch.func.vjp(lambda theta: reference_value(x, y, theta, None, None, p), directions)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ._checks import FLOATING, accumulation_dtype, check_option
+from ._forked import one_thread_in_forked_child
 
 KINDS = ("gaussian", "orthogonal", "hadamard")
 
@@ -48,7 +49,7 @@ def random_projections(
 
     Raises:
         TypeError: a number that is no int, a dtype that is none of the four, no generator.
-        ValueError: a number below 1, an unknown kind.
+        ValueError: a number below 1 or from 2^63, an unknown kind.
 
     Determinism: the same for a generator's state, dtype and kind of device.
 
@@ -68,17 +69,22 @@ def random_projections(
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in FLOATING:
         raise TypeError(f"{op}: expected dtype to be float64, float32, float16 or bfloat16, got {dtype}")
+    if device is not None and torch.device(device).type == "meta":
+        generator = None  # on its own device it would draw what nobody sees
     place = _place(device, generator)
     rows = _DRAW[kind](n_projections, dim, generator, accumulation_dtype(dtype), place)
     return rows.to(device=device if device is not None else place, dtype=dtype)
 
 
 def check_count(op: str, name: str, value: Any) -> None:
-    """TypeError unless `value` is an int, ValueError unless it is at least 1."""
+    """TypeError unless `value` is an int, ValueError unless it is at least 1 and less than 2^63."""
+    one_thread_in_forked_child()  # random_projections has no tensors to check
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{op}: expected {name} to be an int, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{op}: expected {name} > 0, got {value}")
+    if isinstance(value, int) and value >= 2**63:
+        raise ValueError(f"{op}: expected {name} < 2^63, got {value}")
 
 
 def check_generator(op: str, generator: Any) -> None:

@@ -101,7 +101,7 @@ def _check(
     for symbol in ("A", "B", "C"):
         if sizes[symbol] == 0:
             raise ValueError(f"{_OP}: expected images with {symbol} > 0, got {tuple(a.shape)} and {tuple(b.shape)}")
-    step, least = 2 ** (levels - 1), max(patch, 3)
+    step, least = 2 ** min(levels - 1, 63), max(patch, 3)  # no number of a billion bits
     for symbol in ("H", "W"):
         if sizes[symbol] % step or sizes[symbol] // step < least:
             raise ValueError(

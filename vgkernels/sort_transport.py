@@ -23,6 +23,7 @@ from ._checks import (
     check_shape,
     check_tensor,
 )
+from ._forked import one_thread_in_forked_child
 
 _LARGEST_SLOPE = 5.0
 
@@ -122,5 +123,6 @@ class _WithSlope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        one_thread_in_forked_child()
         (slope,) = ctx.saved_tensors
         return grad if ctx.needs_input_grad[0] else None, grad * slope if ctx.needs_input_grad[1] else None, None

@@ -35,7 +35,7 @@ def stiefel_retraction_(weight: Tensor, method: str = "polar") -> Tensor:
 
     Raises:
         TypeError: not a tensor, or of an integer, complex or other dtype.
-        ValueError: fewer than two dimensions, no rows or columns, overlapping strides, an unknown method.
+        ValueError: fewer than two dimensions, no rows or columns, overlapping strides, an unknown method, meta.
         RuntimeError: a matrix that is not of full rank, or holds NaN or Inf. Nothing is modified in any.
 
     Arithmetic: float64 for float64, otherwise float32, rounded once; entries of W^T W differ from the identity's by at
@@ -63,6 +63,8 @@ def stiefel_retraction_(weight: Tensor, method: str = "polar") -> Tensor:
             f"{_OP}: expected weight without elements that share memory, got shape {tuple(weight.shape)} with strides "
             f"{weight.stride()}"
         )
+    if weight.is_meta:
+        raise ValueError(f"{_OP}: expected weight on a device that holds data, got meta")
     if weight.numel() == 0:
         return weight
     if not weight.isfinite().all():

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _native
-from ._autograd import needs_function, vmap_over_batch
+from ._autograd import needs_function, register_batched
 from ._checks import (
     accumulation_dtype,
     check_not_empty,
@@ -85,7 +85,7 @@ def svc_projection(weight: Tensor, max_singular_value: float = 1.0, *, dim: int 
     wide = weight.to(accumulation_dtype(weight.dtype))  # cast out here: autograd casts the gradient back
     moved = wide.permute(order)
     matrix = moved.flatten(1).unsqueeze(0)
-    call = _SvcProjection.apply if needs_function(matrix) else torch.ops.vgkernels.svc_projection
+    call = _SvcProjection.apply if needs_function(matrix) else _native.kernels.svc_projection
     out = call(matrix, float(max_singular_value)).view(moved.shape).permute([order.index(d) for d in range(len(order))])
     return (out if dim == 0 else out.contiguous()).to(weight.dtype)
 
@@ -132,7 +132,7 @@ class _SvcProjection(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, bound: float) -> Any:
-        return torch.ops.vgkernels.svc_projection(weight, bound)
+        return _native.kernels.svc_projection(weight, bound)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -233,8 +233,13 @@ def _svc_projection__fake(weights: list[Tensor], bounds: list[float], skip_nonfi
 def _register(name: str, arguments: str, function: Any, fake: Any) -> None:
     torch.library.define(f"vgkernels::{name}", f"({arguments}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"vgkernels::{name}", ("cpu", "cuda"), function)
-    torch.library.register_fake(f"vgkernels::{name}", fake)
-    torch.library.register_vmap(f"vgkernels::{name}", vmap_over_batch(getattr(torch.ops.vgkernels, name)))
+    register_batched("vgkernels", {name: fake})
+
+
+def register(namespace: str) -> None:
+    """Gives the ops of a loaded library their fake and vmap rules."""
+    register_batched(namespace, {"svc_projection": _svc_projection_fake})
+    torch.library.register_fake(f"{namespace}::svc_projection_", _svc_projection__fake)
 
 
 _tensors = "Tensor grad_out, Tensor weight, float bound"
@@ -242,6 +247,4 @@ _register("svc_projection_backward", _tensors, _svc_projection_backward, _svc_pr
 _register("svc_projection_second", f"Tensor grad_grad, {_tensors}", _svc_projection_second, _svc_projection_second_fake)
 _native.native_status()  # the libraries are loaded from here on
 if hasattr(torch.ops.vgkernels, "svc_projection"):
-    torch.library.register_fake("vgkernels::svc_projection", _svc_projection_fake)
-    torch.library.register_fake("vgkernels::svc_projection_", _svc_projection__fake)
-    torch.library.register_vmap("vgkernels::svc_projection", vmap_over_batch(torch.ops.vgkernels.svc_projection))
+    register("vgkernels")

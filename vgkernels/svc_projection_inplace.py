@@ -211,9 +211,9 @@ def clip_in_place(
 def _takes_native(op: str, algorithm: str, device: torch.device) -> bool:
     if algorithm == "auto":
         return use_native(op, "auto", device, None)
-    if algorithm == "svd" or (algorithm == "sign" and device.type != "cuda"):
+    if algorithm == "svd" or (algorithm == "sign" and not _native.runs_cuda_kernels(device)):
         return False
-    if algorithm == "gram" and device.type != "cpu":
+    if algorithm == "gram" and (device.type != "cpu" or _native.runs_cuda_kernels(device)):
         raise ValueError(f"{op}: expected algorithm 'auto', 'sign' or 'svd' on {device.type}, got 'gram'")
     status = _native.native_status()
     if why := status.cuda_reason if device.type == "cuda" else status.cpu_reason:
@@ -243,9 +243,10 @@ class _Matrix:
 
 def _clip_native(matrices: Sequence[_Matrix], skip: bool) -> Tensor:
     values, bounds = [matrix.values for matrix in matrices], [matrix.bound for matrix in matrices]
-    table = torch.ops.vgkernels.svc_projection_(values, bounds, skip)
+    table = _native.kernels.svc_projection_(values, bounds, skip)
+    states = None if table.is_cuda else [row[0] for row in table.tolist()]  # no tensors: nothing may fail from here on
     for i, matrix in enumerate(matrices):
-        if table.is_cuda or table[i, 0] == 1:
+        if states is None or states[i] == 1:
             matrix.write_back()
     return table
 
@@ -255,7 +256,7 @@ def _clip_each(
     bad: Sequence[bool],
     project: Callable[[Tensor, float, float], tuple[Tensor, Tensor]],
 ) -> Tensor:
-    rows = []
+    rows, writes = [], []
     for matrix, is_bad in zip(matrices, bad, strict=True):
         if is_bad:
             rows.append(torch.tensor([2, 0, math.nan, 0], dtype=torch.float64))
@@ -264,6 +265,9 @@ def _clip_each(
         result, row = project(wide, matrix.bound, tolerance(wide.dtype, len(wide)))
         rows.append(row.cpu())
         if row[0] == 1:
-            wide.copy_(result)
-            matrix.write_back()
-    return torch.stack(rows)
+            writes.append((matrix, wide, result))
+    table = torch.stack(rows)
+    for matrix, wide, result in writes:  # last: a failure before has changed no weight
+        wide.copy_(result)
+        matrix.write_back()
+    return table

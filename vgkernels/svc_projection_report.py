@@ -25,8 +25,8 @@ class SVCReport:
     Attributes, lists in the order of the weights:
         state: "inside" (left as it was), "clipped", or "nonfinite" (left as it was).
         clipped: how many singular values exceeded the bound.
-        largest: the largest singular value before the call; where `state` is "inside" possibly an upper bound of it;
-            NaN where "nonfinite".
+        largest: the largest singular value before the call; where `state` is "inside" possibly an upper bound of it, on
+            CUDA also where "clipped", at most 1 % above; NaN where "nonfinite".
         certified: whether the singular values are now proven to be at most the bound, up to the dtype's tolerance.
 
     On CUDA reading any of them, or the repr, waits for the device and raises the RuntimeError that nonfinite="raise"

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-INCLUDE = (ROOT / "csrc", ROOT / "tests" / "native")
+SOURCES = Path(os.environ.get("VGKERNELS_NATIVE_SOURCES", ROOT))  # elsewhere: a mutated copy (tools/mutations.py)
+INCLUDE = (SOURCES / "csrc", SOURCES / "tests" / "native")
 BUILD = ROOT / "build" / "native"
 
 FLAGS = ["-std=c++17", "-DVG_DEBUG", "-fPIC", "-fno-strict-aliasing", "-fvisibility=hidden"]
@@ -49,13 +50,12 @@ def load(name: str, sources: Sequence[str], variant: str | None = None) -> Modul
     return module
 
 
-def build(name: str, sources: Sequence[str], variant: str = "plain") -> Path:
+def build(name: str, sources: Sequence[str], variant: str = "plain", link_with: Sequence[str] = ()) -> Path:
     """Compile sources (paths from the repository's root) into `name`.so; unchanged ones are not compiled again."""
     # Bindings last: of an inline function that both have, the linker takes the first, which is the instrumented one.
-    objects = [_compile(ROOT / source, variant) for source in sorted(sources, key=_is_bindings)]
-    link = [_compiler(), "-shared", *VARIANTS[variant]]
-    module = BUILD / variant / _digest([*link, *map(str, objects)]) / f"{name}.so"
-    return _make(module, [*link, *map(str, objects)])
+    objects = [str(_compile(SOURCES / source, variant)) for source in sorted(sources, key=_is_bindings)]
+    link = [_compiler(), "-shared", *VARIANTS[variant], *objects, *link_with]
+    return _make(BUILD / variant / _digest(link) / f"{name}.so", link)
 
 
 def run_sanitized(variant: str, run: str | Sequence[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -110,10 +110,15 @@ def _compile(source: Path, variant: str) -> Path:
         import pybind11
     except ImportError as missing:
         raise NativeUnavailable(f"no {missing.name} in this Python") from None
-    system = [cuda_include(), pybind11.get_include(), sysconfig.get_paths()["include"]]
+    system = [pybind11.get_include(), sysconfig.get_paths()["include"]]
     folder, flags = ("bindings", BINDINGS) if _is_bindings(source) else (variant, VARIANTS[variant])
+    return compile_with(source, folder, flags, system)
+
+
+def compile_with(source: Path, folder: str, flags: Sequence[str], system: Sequence[str]) -> Path:
+    """The object of a source, which sees our headers, CUDA's and those in the `system` folders."""
     command = [_compiler(), *FLAGS, *flags, *(f"-I{include}" for include in INCLUDE)]
-    command += [argument for include in system for argument in ("-isystem", str(include))]
+    command += [argument for include in (cuda_include(), *system) for argument in ("-isystem", str(include))]
     texts = [file.read_text() for file in sorted(_with_headers(source))]
     target = BUILD / folder / _digest([*command, str(source), *texts]) / f"{source.name}.o"
     return _make(target, [*command, "-x", "c++", "-c", str(source)])

@@ -22,8 +22,6 @@ ConvGruProduct product_of(const Sizes& sizes, const py::object& operand, const p
   return {{1, batch, inputs, channels, depth, height, width, kernel, volumes != 0}, input(operand), input(weight)};
 }
 const int64_t* lengths_of(const py::object& lengths) { return static_cast<const int64_t*>(input(lengths)); }
-Activation activation_of(bool tanh) { return tanh ? Activation::tanh : Activation::relu; }
-
 void reset_update(const std::string& dtype, const Sizes& sizes, const py::object& operand, const py::object& weight,
                   const py::object& xg, const py::object& h, const py::object& rh, const py::object& r,
                   const py::object& z) {

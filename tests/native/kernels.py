@@ -18,6 +18,7 @@ from native import build
 
 SCHEDULES = ("forward", "reverse", "random:7", "greedy-reverse")
 ORDERS = tuple(itertools.product(SCHEDULES, (0xFF, 0x00)))
+WEEKLY = os.environ.get("VG_WEEKLY") == "1"  # the long form of tests
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 ISAS = ("baseline", "avx2", "avx512")
 
