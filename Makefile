@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 # An active environment other than .venv here. Make can't have a space in a target, so .venv is named relatively.
 ACTIVE := $(if $(subst |$(CURDIR)/.venv|,,|$(VIRTUAL_ENV)|),$(VIRTUAL_ENV))
 UNUSABLE := $(if $(word 2,$(ACTIVE)),its path has a space,$(if $(ACTIVE),$(if $(wildcard $(ACTIVE)/pyvenv.cfg),,no virtual environment is there)))
@@ -20,8 +21,8 @@ help:  ## this list
 setup: $(BUILT)  ## environment, torch (TORCH=torch==2.13.0 unless one is there), this package built in place
 demo: $(BUILT)  ## warp a real clip by its optical flow: runs/demo-warp/report.html (ARGS="--help" for options)
 	$(PY) -m vgkernels_models.warp_demo $(ARGS)
-test: $(BUILT)  ## the whole test suite on the native kernels (ARGS="-k name")
-	VGKERNELS_REQUIRE_NATIVE=1 $(PY) -m pytest $(ARGS)
+test: $(BUILT)  ## the whole test suite on the native kernels, files side by side (ARGS="-k name", WORKERS=2)
+	VGKERNELS_REQUIRE_NATIVE=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 bench: $(BUILT)  ## ops against their PyTorch peers (ARGS="flow_warp --threads 1")
 	$(PY) -m benchmarks $(ARGS)
 lint: $(STAMP)  ## ruff, clang-format, mypy; changes nothing

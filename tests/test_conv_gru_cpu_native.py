@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from conv_gru_emulation import convolution, kept_channels, sigmoid
-from native.kernels import ISAS, accumulate, compiling, load_or_skip, narrow, output_of, widen
+from native.kernels import ISAS, SANITIZERS, accumulate, compiling, load_or_skip, narrow, run_small_set, widen
 
 SOURCES = (
     "csrc/conv_gru/conv_gru_cpu.cpp",
@@ -282,16 +282,12 @@ def small_set(native):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("variant", ("plain", "asan"))
+@pytest.mark.parametrize("variant", ("plain", *SANITIZERS))
 def test_instruction_sets(native, variants, monkeypatch, variant, isa):
-    monkeypatch.setenv("VGKERNELS_CPU_ISA", isa)
-    if variant in variants:
-        variants[variant].join()
-    if output_of(variant, SMALL_SET) != isa:
-        pytest.skip(f"this processor has no {isa}")
+    run_small_set(SMALL_SET, variants, monkeypatch, variant, isa)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def variants(native):
-    with compiling("conv_gru_cpu_native", SOURCES, "asan") as threads:
+    with compiling("conv_gru_cpu_native", SOURCES, *SANITIZERS) as threads:
         yield threads

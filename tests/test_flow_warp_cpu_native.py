@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 import pytest
 from flow_warp_emulation import EMULATED, FLOWS, GRADIENTS, MODES, PADDINGS, Case, assert_close, reference, summary
-from native.kernels import DTYPES, ISAS, accumulate, compiling, load_or_skip, narrow, output_of, widen
+from native.kernels import DTYPES, ISAS, SANITIZERS, accumulate, compiling, load_or_skip, narrow, run_small_set, widen
 
 SOURCES = (
     "csrc/flow_warp/flow_warp_cpu.cpp",
@@ -160,16 +160,12 @@ def small_set(native):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("variant", ("plain", "asan"))
+@pytest.mark.parametrize("variant", ("plain", *SANITIZERS))
 def test_instruction_sets(native, variants, monkeypatch, variant, isa):
-    monkeypatch.setenv("VGKERNELS_CPU_ISA", isa)
-    if variant in variants:
-        variants[variant].join()
-    if output_of(variant, SMALL_SET) != isa:
-        pytest.skip(f"this processor has no {isa}")
+    run_small_set(SMALL_SET, variants, monkeypatch, variant, isa)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def variants(native):
-    with compiling("flow_warp_cpu_native", SOURCES, "asan") as threads:
+    with compiling("flow_warp_cpu_native", SOURCES, *SANITIZERS) as threads:
         yield threads

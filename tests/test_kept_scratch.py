@@ -7,9 +7,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
-
-import vgkernels  # noqa: F401  (loads the ops)
+from op_suite import needs_native
 
 CALL = """
 import torch, vgkernels
@@ -33,7 +31,7 @@ for _ in range(3):
 print(resident() - before)
 """
 pytestmark = [
-    pytest.mark.skipif(not hasattr(torch.ops.vgkernels, "conv_gru"), reason="the kernels are not built"),
+    needs_native,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 

@@ -218,12 +218,16 @@ def test_workspace_is_that_of_a_chunk(native):
     chunk = 32 << 20
     for n, directions in ((64, 128), (1024, 512), (8192, 512), (16384, 2048), (65536, 512)):
         for dtype, gradients in itertools.product(("float32", "float64"), (False, True)):
-            most = chunk * (1 + (4 if gradients else 2) + 1) + 256 * directions * 8 + (1 << 12)
+            wide = 2 if gradients else 1  # of a key, in values
+            merges = n > 512 * 64 // (wide * np.dtype(dtype).itemsize)
+            most = chunk * (1 + wide * (2 if merges else 1) + 1) + 256 * directions * 8 + (1 << 12)
             assert native.workspace(dtype, [256, n, n, 12288, directions, 1], gradients) <= most
     for directions in (64, 512):  # with so many samples, 1 / 64 of the directions
         bytes_of_sample = 4 + 2 * 8
         most = directions // 64 * (2 << 24) * bytes_of_sample + (4 << 20)  # and parts of sums
         assert native.workspace("float32", [1, 1 << 24, 1 << 24, 8, directions, 1], True) <= most
+    for dim, most in ((8, 1 << 16), (12288, 8 << 20)):  # less than a chunk where the call is small
+        assert native.workspace("float32", [1, 64, 64, dim, 2, 1], True) <= most
 
 
 # ---- numbers at the edge ----

@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 import pytest
-from native.kernels import ISAS, compiling, load_or_skip, output_of
+from native.kernels import ISAS, SANITIZERS, compiling, load_or_skip, run_small_set
 from svc_projection_emulation import CLIPPED, INSIDE, LAYOUTS, NONFINITE, SPECTRA, Weight, check, project, weights_of
 
 SOURCES = (
@@ -135,16 +135,12 @@ def small_set(native):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("variant", ("plain", "asan"))
+@pytest.mark.parametrize("variant", ("plain", *SANITIZERS))
 def test_instruction_sets(native, variants, monkeypatch, variant, isa):
-    monkeypatch.setenv("VGKERNELS_CPU_ISA", isa)
-    if variant in variants:
-        variants[variant].join()
-    if output_of(variant, SMALL_SET) != isa:
-        pytest.skip(f"this processor has no {isa}")
+    run_small_set(SMALL_SET, variants, monkeypatch, variant, isa)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def variants(native):
-    with compiling("svc_projection_cpu_native", SOURCES, "asan") as threads:
+    with compiling("svc_projection_cpu_native", SOURCES, *SANITIZERS) as threads:
         yield threads

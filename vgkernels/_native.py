@@ -1,7 +1,6 @@
 """Loads the compiled kernels, by exact name, and says in one line why where it can't; warns once about a fallback.
 
-Which call may fall back is decided in _checks.py and in each op's file. After os.fork() from a process whose torch has
-already used several threads, threads hang in the child (OpenMP, not these kernels): use spawn, or one thread there.
+Which call may fall back is decided in _checks.py and in each op's file, what a forked child does in _forked.py.
 """
 
 import json

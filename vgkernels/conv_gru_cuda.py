@@ -9,7 +9,7 @@ Decides nothing about the arithmetic of the gates (csrc/conv_gru/conv_gru_gates_
 - "persistent": all steps in one kernel (conv_gru_persistent.py says which calls).
 
 All take the input's convolution, bias and all, and the gradients to weights and input over all steps at once. Nothing
-here waits for the device or depends on its data, so a call can be captured in a CUDA graph; `lengths` is read by the
+here waits for the device or depends on its data, so that a CUDA graph can capture a call; `lengths` is read by the
 kernels. Inside, channels are innermost: (T, B, [D,] H, W, C), a torch tensor in channels_last; results are
 contiguous, as the CPU's are. No step allocates but torch's convolutions.
 """

@@ -1,6 +1,6 @@
 // Decides where a CPU kernel's scratch lies: on a cache line's alignment, freed with its owner, NaN in debug builds so
 // that a read of what was never written shows. Large blocks have huge pages and are kept for the next call, up to
-// VGKERNELS_KEEP_SCRATCH MiB (256) in all: fresh ones cost a tenth of a training step in zeroing.
+// VGKERNELS_KEEP_SCRATCH MiB (256) in all: fresh ones are zeroed by Linux, page by page.
 #pragma once
 
 #include <cstdint>

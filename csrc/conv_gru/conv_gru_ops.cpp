@@ -73,7 +73,7 @@ struct Call {
           lengths = torch::stable::contiguous(*lengths_);
     params.h0 = data_of(h0), params.bias = data_of(bias);
     params.lengths = static_cast<const int64_t*>(data_of(lengths));
-    params.activation = tanh ? Activation::tanh : Activation::relu;
+    params.activation = activation_of(tanh);
     params.reverse = reverse;
   }
 };

@@ -21,6 +21,7 @@ ORDERS = tuple(itertools.product(SCHEDULES, (0xFF, 0x00)))
 WEEKLY = os.environ.get("VG_WEEKLY") == "1"  # the long form of tests
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 ISAS = ("baseline", "avx2", "avx512")
+SANITIZERS = ("asan", "tsan") if WEEKLY else ("asan",)  # of the CPU kernels
 
 
 def load_or_skip(name: str, sources: Sequence[str]) -> ModuleType:
@@ -50,6 +51,16 @@ def output_of(variant: str, code: str) -> str:
         done = build.run_sanitized(variant, code)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-4000:]
     return done.stdout.strip()
+
+
+def run_small_set(code: str, variants, monkeypatch: pytest.MonkeyPatch, variant: str, isa: str) -> None:
+    """`code`, which prints the instruction set that it ran on, in a process of its own. Under TSan the pieces of a
+    call run at once, each on a thread (pieces.h)."""
+    monkeypatch.setenv("VGKERNELS_CPU_ISA", isa)
+    if variant in variants:
+        variants[variant].join()
+    if output_of(variant, code) != isa:
+        pytest.skip(f"this processor has no {isa}")
 
 
 # ---- storage: every array the kernels see is of the dtype's own bits ----

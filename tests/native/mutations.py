@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS = ("barrier", "bound", "loop", "atomic", "mask", "clamp")
 BARRIERS = r"__syncthreads\w*|__syncwarp|__threadfence\w*|prim::grid_sync|prim::cp_async_wait<[^;]*?>"
 DOORS = ("csrc/common/device_primitives.h", "csrc/common/launch.h")  # behind them is the emulator, not a kernel
 ATOMICS = {"atomicAdd": "plain_add", "red_add": "plain_add", "red_add4": "plain_add", "atomicExch": "plain_exchange"}
@@ -151,13 +150,13 @@ def opening(code: str, at: int) -> int:
 
 
 def loop_of(code: str, begin: int) -> str | None:
-    """How the loop goes on whose condition the comparison at `begin` is ("" for `while`); None if it is no loop's."""
+    """How the loop goes on whose condition the comparison at `begin` is ("" if unknown); None if it is no loop's."""
     around = opening(code, begin)
     head = re.search(r"\b(for|while) \($", code[: around + 1])
     if not head:
         return None
     if head[1] == "while":
-        return ""
+        return re.match(r"[^;{]*", code[closing(code, around) + 1 :])[0]  # type: ignore[index]
     inside, clause = code[around + 1 : closing(code, around)], code.count(";", around, begin)
     return inside.rsplit(";", 1)[-1] if clause == 1 else None
 
@@ -184,14 +183,23 @@ def passes(code: str, begin: int, end: int) -> bool:
     return value
 
 
+def is_plan(file: str, code: str, at: int) -> bool:
+    """Whether a place of a CUDA file runs on the host: it chooses paths and sizes, and reads no array."""
+    if not file.endswith((".cu", "_cuda.h")):
+        return False
+    while (at := opening(code, at)) >= 0:
+        head = re.split(r"[;{}]", code[:at])[-1]
+        if code[at] == "{" and re.search(r"\b(?:__global__|__device__|VG_HOST_DEVICE)\b", head):
+            return False
+    return True
+
+
 def wrap(begin: int, end: int, first: str, last: str = ")", *more: Edit) -> list[Edit]:
     return [Edit(begin, begin, first, end - begin), Edit(end, end, last, begin - end), *more]
 
 
-def switches(text: str) -> Iterator[tuple[str, int, list[str], list[Edit]]]:
+def switches(text: str, code: str) -> Iterator[tuple[str, int, list[str], list[Edit]]]:
     """(kind, place, what its sites take away one at a time, edits): `#0` stands for the number of the first of them."""
-
-    code = blanked(text)
 
     def said(begin: int, end: int) -> str:
         return " ".join(re.sub(r"//.*", "", text[begin:end]).split())
@@ -234,8 +242,9 @@ def switches(text: str) -> Iterator[tuple[str, int, list[str], list[Edit]]]:
         if (goes_on := loop_of(code, begin)) is not None:
             if match[1][0] == "<" and re.fullmatch(CONSTANT, bound):
                 continue
-            by = re.search(r"\w+ [+-]= ([^,]+)", goes_on)
-            more = f"{'+' if match[1][0] == '<' else '-'} ({by[1].strip() if by else 1})"
+            by = re.search(r"\w+ ([-+*])= ([^,]+)", goes_on)
+            way = "*" if by and by[1] == "*" else "+" if match[1][0] == "<" else "-"
+            more = f"{way} ({by[2].strip() if by else 1})"
             edits = wrap(begin, end, "VG_MUTANT_TURN(#0, (", f"), {more})", middle)
             yield "loop", begin, [said(begin, end)], edits
         else:
@@ -249,7 +258,8 @@ def mutate(file: str, text: str, first: int) -> tuple[list[Site], str]:
     sites: list[Site] = []
     edits: list[Edit] = []
     lines, seen = text.split("\n"), Counter[tuple[str, str, str]]()
-    for kind, at, texts, own in switches(text):
+    code = blanked(text)
+    for kind, at, texts, own in switches(text, code):
         number = first + len(sites)
         numbered = [re.sub(r"#(\d)", lambda m, n=number: str(n + int(m[1])), edit.text) for edit in own]
         edits += [Edit(edit.begin, edit.end, new, edit.width) for edit, new in zip(own, numbered, strict=True)]
@@ -257,7 +267,9 @@ def mutate(file: str, text: str, first: int) -> tuple[list[Site], str]:
             line = text.count("\n", 0, at) + 1
             source = re.sub(r"\s*//.*", "", lines[line - 1]).strip()
             seen[kind, taken, source] += 1
-            sites.append(Site(file, line, kind, taken, source, seen[kind, taken, source]))
+            sites.append(
+                Site(file, line, "plan" if is_plan(file, code, at) else kind, taken, source, seen[kind, taken, source])
+            )
     for edit in sorted(edits, key=lambda edit: edit.order, reverse=True):
         kept = text[edit.begin : edit.end]
         text = text[: edit.begin] + edit.text + "\n" * kept.count("\n") + text[edit.end :]
