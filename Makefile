@@ -14,7 +14,7 @@ BUILT := $(STAMP)-built
 CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h tools/*.cu)
 
-.PHONY: help setup demo test bench lint format kernels gpu-report ci clean
+.PHONY: help setup demo test bench lint format kernels gpu-report sanitize weekly ci clean
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
@@ -41,6 +41,19 @@ kernels:  ## every .cu alone by nvcc for sm_80, 90, 100, 120: warnings as errors
 	$(KERNELS_PY) tools/kernel_budgets.py
 gpu-report:  ## settle on a GPU what the emulator can't, in 8 minutes: runs/gpu-report (ARGS=--dry-run: on the emulator)
 	PYTHON="$(or $(wildcard $(ENV)/bin/python),$(PYTHON))" tools/gpu_report.sh $(ARGS) runs/gpu-report
+sanitize: $(BUILT)  ## the test suite on a CPU library with ASan and UBSan (ARGS="tests/test_flow_warp.py")
+	PYTHON=$(PY) WORKERS=$(WORKERS) tools/sanitized_suite.sh $(ARGS)
+weekly: $(BUILT)  ## the long form of all tests, sanitized, mutated; hours. Keeps what came of it in docs/proof.md
+	@mkdir -p runs; rm -f runs/weekly.xml runs/sanitized.xml; failed=0; run() { echo "=== $$*"; "$$@" || failed=1; }; \
+	run env VG_WEEKLY=1 VGKERNELS_REQUIRE_NATIVE=1 \
+	  $(PY) -m pytest -n $(WORKERS) --dist loadfile --junitxml=runs/weekly.xml; \
+	run env PYTHON=$(PY) WORKERS=$(WORKERS) tools/sanitized_suite.sh; \
+	run $(PY) tools/mutations.py; \
+	run env PYTHON=$(PY) tools/gpu_report.sh --dry-run runs/gpu-report; \
+	run $(PY) tools/proof.py record weekly runs/weekly.xml; \
+	run $(PY) tools/proof.py record sanitized runs/sanitized.xml; \
+	run $(PY) tools/proof.py table; \
+	exit $$failed
 ci:  ## what CI runs
 	bash .ci/run
 clean:  ## build products, caches and runs; the environment stays

@@ -356,7 +356,8 @@ def main() -> int:
     for op, files in sorted(ops.items()):
         known, todo = results(), {}
         for number, site in chosen:
-            settled = site.key in known and best(known[site.key])["how"] in (*TOOLS, NOT_INTEGERS)
+            done = best(known[site.key])["how"] if site.key in known else ""
+            settled = done in (*TOOLS, NOT_INTEGERS) or (done and site.key in equivalent)
             if site.file in files and not settled:
                 todo[number] = site.key
         if (options.op and op not in options.op) or not todo:
@@ -367,14 +368,14 @@ def main() -> int:
         if code := subprocess.run(command, cwd=ROOT, env=environment).returncode:
             print(f"{op}: the tests could not be run ({code}); see {WORK}/*.log")
             broken = True
-    done = summary(list(sites.values()), equivalent, known_holes)
-    print(json.dumps({name: value for name, value in done.items() if name != "survivors"}, indent=1))
-    for survivor in done["survivors"]:
+    found = summary(list(sites.values()), equivalent, known_holes)
+    print(json.dumps({name: value for name, value in found.items() if name != "survivors"}, indent=1))
+    for survivor in found["survivors"]:
         print(f"{survivor['how']}, {survivor['reason'] or 'NOT EXPLAINED'}: line {survivor['line']} {survivor['site']}")
     if not options.op and not options.only:
         OUT.parent.mkdir(parents=True, exist_ok=True)
-        OUT.write_text(json.dumps(done, indent=1) + "\n")
-    total = done["score"]["all"]
+        OUT.write_text(json.dumps(found, indent=1) + "\n")
+    total = found["score"]["all"]
     return int(broken or total["caught of what is not equivalent"] < ENOUGH or total.get("unexplained", 0) > 0)
 
 
