@@ -233,7 +233,9 @@ class SlicedWassersteinSuite(OpSuite):
         return {**sample.tensors, **options}
 
     def has_kernel(self, sample: Sample) -> bool:
-        return "x_weights" not in sample.options or not _native.runs_cuda_kernels(sample.tensors["x"].device)
+        return not {"x_weights", "y_weights"} & set(sample.options) or not _native.runs_cuda_kernels(
+            sample.tensors["x"].device
+        )
 
     def native_calls(self, sample: Sample) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         x, y, projections = (t.float() if t.dtype == torch.bfloat16 else t for t in sample.tensors.values())

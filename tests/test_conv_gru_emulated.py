@@ -141,6 +141,20 @@ def test_what_is_not_finite_stays_in_its_place(native, dtype, tanh):
     assert np.isnan(r[0, 0, 2, 2])
 
 
+def test_what_is_not_finite_stays_under_its_taps(native, kernel):
+    """A product of 72 numbers is taken 64 at a time: what is fetched besides must not count, not even 0 * NaN."""
+    launch = Launch(kernel, "float16", 1, (7, 4), 8, 3)
+    before, finite = launch.run(native), launch.arrays["operand"].copy()
+    launch.arrays["operand"][0, 3, 0] = np.nan  # seen from rows 2 to 4
+    after = launch.run(native)
+    launch.arrays["operand"], launch.arrays["weight"][0, 0, 0] = finite, np.nan  # seen by channel 0
+    of_weight = launch.run(native)
+    for name in launch.expected():
+        rows = (slice(None), [0, 1, 5, 6])
+        np.testing.assert_array_equal(after[name][rows], before[name][rows])
+        np.testing.assert_array_equal(of_weight[name][..., 1:8], before[name][..., 1:8])
+
+
 def test_a_frozen_clip_notices_nothing(native):
     """Neither NaN in its frames nor what its gates would be."""
     for kernel in ("candidate", "candidate_backward"):
@@ -179,6 +193,15 @@ def test_what_is_refused(native, kernel):
     launch = Launch(kernel, "float16", 2, (3, 5), 8, 3)
     with pytest.raises(RuntimeError, match="aligned"):
         launch.run(native, misaligned)
+    for size, value, reason in (
+        ("batch", 1 << 28, "too many elements"),
+        ("inputs", 1 << 30, "too many elements"),
+        ("channels", 1 << 23, "too many channels"),
+    ):
+        launch = Launch(kernel, "float16", 2, (3, 5), 8, 3)
+        setattr(launch, size, value)  # said, but not there: it is refused before an array is touched
+        with pytest.raises(RuntimeError, match=reason):
+            launch.run(native)
 
 
 # ---- every order; sanitizers, on small shapes ----

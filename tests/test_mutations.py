@@ -61,18 +61,19 @@ def test_what_is_left_alone(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "more"),
+    ("text", "later"),
     [
-        ("for (int i = 0; i < n; ++i) f(i);", "+ (1)"),
-        ("for (int64_t i = begin; i < n; i += kStep * 2) f(i);", "+ (kStep * 2)"),
-        ("for (int i = n; i >= 0; i -= R) f(i);", "- (R)"),
-        ("for (; run < most && !error; run *= 2) f(run);", "* (2)"),
-        ("while (power < n) power *= 2;", "* (2)"),
-        ("while (left > n) {\n  left *= 2;\n}", "- (1)"),
+        ("for (int i = 0; i < n; ++i) f(i);", "(i) < (n) + (1)"),
+        ("for (int64_t i = begin; i < n; i += kStep * 2) f(i);", "(i) < (n) + (kStep * 2)"),
+        ("for (int i = n; i >= 0; i -= R) f(i);", "(i) >= (0) - (R)"),
+        ("for (; run < most && !error; run *= 2) f(run);", "(run) < (most) * (2)"),
+        ("for (int step = 0; step * kStep < n; step++) f(step);", "((int64_t(step) - (1)) * kStep) < (n)"),
+        ("while (power < n) power *= 2;", "(power) < (n) * (2)"),
+        ("while (left > n) {\n  left *= 2;\n}", "(left) > (n) - (1)"),
     ],
 )
-def test_a_loop_makes_one_turn_more(text: str, more: str) -> None:
-    assert f", {more})" in mutations.mutate("csrc/op/op.h", text, 0)[1]
+def test_a_loop_makes_one_turn_more(text: str, later: str) -> None:
+    assert f", ({later}))" in mutations.mutate("csrc/op/op.h", text, 0)[1]
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,8 @@ class Trials:
         waiting = [CONTROL, *self.keys]
         self.reach[CONTROL] = sorted({name for number in self.keys for name in self.reach.get(number, ())})
         running: dict[int, tuple[int, float]] = {}
+        self.waited: dict[int, tuple[str, float]] = {}
+        now = time.monotonic()
         while waiting or running:
             while waiting and len(running) < self.jobs:
                 number = waiting.pop(0)
@@ -157,10 +159,11 @@ class Trials:
                     running[self.start(number)] = number, time.monotonic()
                 else:
                     self.record(number, NOT_INTEGERS if number in self.other else UNREACHED, "", 0)
+            passed, now = min(time.monotonic() - now, 1), time.monotonic()  # a longer gap: all of us were stopped
             for child, (number, begin) in list(running.items()):
                 done, status = os.waitpid(child, os.WNOHANG)
                 seconds = time.monotonic() - begin
-                if not done and not self.stands_still(number):
+                if not done and not self.stands_still(number, passed):
                     continue
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child, signal.SIGKILL)  # with what it has started
@@ -201,12 +204,13 @@ class Trials:
         sanitized = tool_of(name) != "plain"  # whose shadows are of terabytes
         resource.setrlimit(resource.RLIMIT_AS, (unlimited if sanitized else 16 << 30, unlimited))
 
-    def stands_still(self, number: int) -> bool:
+    def stands_still(self, number: int, seconds: float) -> bool:
         """A test that neither ends nor uses the processor: memory was damaged, and a lock is held for ever."""
         current = WORK / f"mutant-{number}"
-        return current.exists() and time.time() - current.stat().st_mtime > 120 + 30 * self.times.get(
-            current.read_text(), 0
-        )
+        test = current.read_text() if current.exists() else ""
+        before, waited = self.waited.get(number, ("", 0.0))
+        self.waited[number] = test, (waited + seconds if test == before else 0.0)
+        return self.waited[number][1] > 120 + 30 * self.times.get(test, 0)
 
     def judge(self, number: int, status: int, seconds: float, ended: bool) -> None:
         current = WORK / f"mutant-{number}"

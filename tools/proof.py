@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = Path(__file__).with_name("proof_tests.txt")
 PAGE, RESULTS = Path("docs/proof.md"), Path("docs/proof/results.json")
 MUTATIONS, BUDGETS = Path("docs/proof/mutations.json"), Path("tools/kernel_budgets.json")
+LAUNCHED = Path("docs/proof/launched.json")
 BEGIN, END = "<!-- begin: python tools/proof.py table -->", "<!-- end: python tools/proof.py table -->"
 
 NAMES = {  # in the order in which a cell lists them
@@ -238,10 +239,22 @@ def of_budgets(known: dict[str, Any]) -> str:
     )
 
 
+def of_launches(known: dict[str, Any]) -> str:
+    """Of every template instantiation that nvcc makes."""
+    if not known:
+        return "Kernels launched on the emulator (`python tools/launched_kernels.py`): not run."
+    return (
+        f"Kernels launched on the emulator (`python tools/launched_kernels.py`, {known['date']}, {commit_of(known)}): "
+        f"{known['kernels'] - len(known['missing'])} of {known['kernels']}"
+        + (f"; never {', '.join(f'`{name}`' for name in known['missing'])}." if known["missing"] else ".")
+    )
+
+
 def tables(root: Path) -> str:
     results = load(root / RESULTS)
     parts = (of_ops(results), of_runs(results), of_mutations(load(root / MUTATIONS)))
-    return "\n\n".join(["\n".join(part) for part in parts] + [of_budgets(load(root / BUDGETS))])
+    lines = [of_launches(load(root / LAUNCHED)), of_budgets(load(root / BUDGETS))]
+    return "\n\n".join(["\n".join(part) for part in parts] + lines)
 
 
 def page(text: str, generated: str) -> str:

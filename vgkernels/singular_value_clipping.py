@@ -163,7 +163,8 @@ class SingularValueClipping:
             self._copies |= copies
             self._clipped |= {matrix.name: (matrix.dim, bound) for matrix, bound in zip(due, bounds, strict=True)}
         for (_, gamma, _), new in zip(norms, clamped, strict=True):
-            gamma.copy_(torch.where(report.refused(gamma.device), gamma, new) if gamma.is_cuda else new)
+            refused = report.refused(gamma.device)
+            gamma.copy_(new if refused is None else torch.where(refused, gamma, new))
         return report
 
     def state_dict(self) -> dict[str, Any]:

@@ -81,8 +81,13 @@ class SVCReport:
     def certified(self) -> list[bool]:
         return [row[3] == 1 for row in self._read()]
 
-    def refused(self, device: torch.device) -> Tensor:
-        """A bool on `device`, without waiting: whether its kernels found a weight that is not finite, so wrote none."""
+    def refused(self, device: torch.device) -> Tensor | None:
+        """A bool on `device`, without waiting: whether its kernels found a weight that is not finite, so wrote none.
+
+        None on the CPU, where that was raised at once.
+        """
+        if device.type == "cpu":
+            return None
         found = [(table[:, 0] == 2).any() for table in self._tables if self._raises and table.device == device]
         return torch.stack(found).any() if found else torch.zeros((), dtype=torch.bool, device=device)
 

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cuda_emu_fiber.h"
+#include "cuda_emu_launched.h"
 
 namespace emu {
 
@@ -215,6 +216,7 @@ inline void run_grid(const void* kernel, dim3 grid, dim3 block, size_t dynamic_b
     throw std::runtime_error("emu: a cooperative launch of " + std::to_string(blocks.size()) + " blocks, of which " +
                              std::to_string(config.resident) + " can be resident");
   ++config.launches;
+  note_launch(kernel);
   gridDim = grid;
   blockDim = block;
   machine.body = body;

@@ -97,8 +97,8 @@ T plain_exchange(T* p, V v) {
   (mutants::is_on<mutants::kAreIndices<decltype(a), decltype(b)>>(site) \
        ? ((void)(a), (void)(b), flip decltype((a)op(b)){})              \
        : ((a)op(b)))
-#define VG_MUTANT_TURN(site, a, op, b, more) \
-  (mutants::is_on<mutants::kAreIndices<decltype(a), decltype(b)>>(site) ? ((a)op((b)more)) : ((a)op(b)))
+#define VG_MUTANT_TURN(site, a, op, b, later) \
+  (mutants::is_on<mutants::kAreIndices<decltype(a), decltype(b)>>(site) ? (later) : ((a)op(b)))
 #define VG_MUTANT_FLAG(site, ...) (mutants::is_on(site) || (__VA_ARGS__))
 #define VG_MUTANT_ATOMIC(site, plain, f, ...) \
   (mutants::is_on(site) ? static_cast<decltype(f(__VA_ARGS__))>(mutants::plain(__VA_ARGS__)) : f(__VA_ARGS__))

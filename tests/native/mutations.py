@@ -161,6 +161,18 @@ def loop_of(code: str, begin: int) -> str | None:
     return inside.rsplit(";", 1)[-1] if clause == 1 else None
 
 
+def one_turn_more(own: str, comparison: str, bound: str, goes_on: str) -> str:
+    """The condition `own comparison bound` as it is before the loop has gone on as it does, a turn too late."""
+    by = re.search(r"(\w+) ([-+*])= ([^,]+)|\+\+(\w+)|(\w+)\+\+", goes_on)
+    far = by[3].strip() if by and by[3] else "1"
+    counter = by and (by[1] or by[4] or by[5])
+    if counter and "*" in own and (not by[2] or by[2] == "+"):
+        earlier = re.sub(rf"(?<![\w.>]){counter}\b", f"(int64_t({counter}) - ({far}))", own)
+        return f"({earlier}) {comparison} ({bound})"
+    way = "*" if by and by[2] == "*" else "+" if comparison[0] == "<" else "-"
+    return f"({own}) {comparison} ({bound}) {way} ({far})"
+
+
 def passes(code: str, begin: int, end: int) -> bool:
     """Whether a check that is gone counts as passed: what it guards is then done, and an early exit is not."""
     before, after = code[:begin].rstrip(), code[end:].lstrip()
@@ -242,11 +254,8 @@ def switches(text: str, code: str) -> Iterator[tuple[str, int, list[str], list[E
         if (goes_on := loop_of(code, begin)) is not None:
             if match[1][0] == "<" and re.fullmatch(CONSTANT, bound):
                 continue
-            by = re.search(r"\w+ ([-+*])= ([^,]+)", goes_on)
-            way = "*" if by and by[1] == "*" else "+" if match[1][0] == "<" else "-"
-            more = f"{way} ({by[2].strip() if by else 1})"
-            edits = wrap(begin, end, "VG_MUTANT_TURN(#0, (", f"), {more})", middle)
-            yield "loop", begin, [said(begin, end)], edits
+            turn = f"), ({one_turn_more(own, match[1], bound, goes_on)}))"
+            yield "loop", begin, [said(begin, end)], wrap(begin, end, "VG_MUTANT_TURN(#0, (", turn, middle)
         else:
             flip = "!" if passes(code, begin, end) else ""
             edits = wrap(begin, end, f"VG_MUTANT_COMPARE(#0, {flip}, (", "))", middle)
