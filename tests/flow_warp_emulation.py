@@ -58,6 +58,7 @@ class Case:
     flow_kind: str = "random"
     seed: int = 0
     arrays: dict = field(default_factory=dict)
+    workspace: int | None = None  # bytes that the last backward on CUDA took
 
     def __post_init__(self):
         B, C, H, W, Ho, Wo = self.sizes
@@ -95,7 +96,8 @@ class Case:
         a = self.arrays
         asked = [name for name in asked if self.blend or name in ("image", "flow")]
         grads = {name: np.full_like(lay(a[name], self.last and name in ("image", "painted")), 77) for name in asked}
-        native.backward(*self.common(), lay(a["grad_out"], self.last), *(grads.get(name) for name in GRADIENTS), *how)
+        arrays = lay(a["grad_out"], self.last), *(grads.get(name) for name in GRADIENTS)
+        self.workspace = native.backward(*self.common(), *arrays, *how)
         return {name: unlay(grad, self.last and name in ("image", "painted")) for name, grad in grads.items()}
 
 

@@ -190,9 +190,11 @@ def test_options(native, algorithm, gates, reverse, lengths):
 
 @pytest.mark.parametrize("algorithm", (DIRECT, WINOGRAD))
 def test_several_blocks_of_steps_and_of_tiles(native, algorithm):
-    """A block is of 3072 pixels, which 4 steps here make up; its gradients are summed 256 tiles at a time."""
+    """A block of steps has 192 tiles, which 4 steps of the first case make up. Gradients of more than 256 tiles, as in
+    one step of the second case, are summed in parts: of 137 tiles, then of 136."""
     for gates in (True, False):
         Call(6, 1, 5, 17, (28, 30), algorithm=algorithm, gates=gates, lengths=[5]).check(native)
+    Call(2, 3, 5, 17, (26, 50), algorithm=algorithm).check(native)
 
 
 @pytest.mark.parametrize("sizes", ((0, 2), (2, 0), (0, 0)))

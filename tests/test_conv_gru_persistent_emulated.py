@@ -156,6 +156,12 @@ def test_blocks_do_not_change_bits(native):
     check_same(check(native, case, cut=(1, 3, 2)), alone)
 
 
+def test_more_pixels_than_two_tiles_a_warp_hold(native):
+    case = gaussian(1, 1, 15, 18, 32, 1)
+    assert native.plan(case.dtype, case.sizes)[2:4] == [8, 4]
+    check(native, case)
+
+
 def test_plan(native):
     """The design's table, for a device with 227 KiB of shared memory."""
     native.set_device(132, 8)
@@ -163,7 +169,7 @@ def test_plan(native):
     def plan(channels, batch, size, kernel=3):
         return native.plan("bfloat16", [2, batch, channels, size, size, kernel])
 
-    for channels, size in ((64, 16), (128, 16), (256, 8), (384, 8), (480, 8), (512, 8)):
+    for channels, size in ((64, 20), (64, 16), (128, 16), (256, 8), (384, 8), (480, 8), (512, 8)):
         weights = 432 * channels
         clips, clip_blocks, warps, tiles, shared = plan(channels, 2, size)
         assert (clips, clip_blocks, warps, shared) == (1, 2, 8, weights + 128 * size**2)

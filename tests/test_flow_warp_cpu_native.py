@@ -118,6 +118,22 @@ def test_any_split_into_ranges_gives_the_same_bits(native, dtype, last, channels
             assert_same_bits(results(native, case, how), whole, f"{how} {summary(case)}")
 
 
+@pytest.mark.parametrize("wide", (None, 0, -1))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_window_slides_both_ways(native, dtype, wide):
+    """Each row of the output reads around one row of the image, up and down by what a window of 16 rows just holds,
+    or no longer does; one row reads 30 of them, which is no concern of the other rows' windows."""
+    centers = np.array((22, 19, 27, 32, 37, 22, 17, 32))
+    case = Case(dtype, False, sizes=(1, 3, 48, 5, 8, 4))
+    case.arrays["flow"][:, 1] = (centers + 0.5 - np.arange(8))[:, None]
+    if wide is not None:
+        case.arrays["flow"][:, 1, wide] += (-13, 13, 0, 0)
+    whole = results(native, case)
+    check(case, whole)
+    for how in SPLITS:
+        assert_same_bits(results(native, case, how), whole, how)
+
+
 @pytest.mark.parametrize("channels", (3, 16, 20))
 @pytest.mark.parametrize("last", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -78,6 +78,12 @@ def test_several_blocks_along_every_axis(native, last, dtype):
     check_emulated(native, Case(dtype, last, sizes=(2, 8, 35, 67, 41, 70), flow_kind="smooth"), ORDERS[1:3])
 
 
+def test_many_channels_of_tall_images(native):
+    """32 lanes a pixel leave 8 pixels for a block, fewer than a column has."""
+    policy(native, atomics_below=10**6)
+    check_emulated(native, Case("float32", True, sizes=(1, 128, 17, 3, 19, 2)), ORDERS[:1])
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("last", (False, True))
 def test_values_that_are_not_finite_stay_where_they_count(native, last, padding):
@@ -163,15 +169,23 @@ def test_the_choice_between_gather_and_scatter(native):
 
 @pytest.mark.parametrize(("dtype", "deterministic"), list(itertools.product(("float32", "bfloat16"), (True, False))))
 def test_small_scratch_takes_the_images_in_groups(native, dtype, deterministic):
-    case = Case(dtype, True, sizes=(5, 8, 6, 7, 5, 9))
-    results = []
-    for scratch in (64 << 20, 40 << 10, 0):
-        policy(native, scratch=scratch, atomics_below=10**6)
+    """One by one, in groups of two and all five at once. The arrays hold a sixth, which stays as it is."""
+    case = Case(dtype, True, sizes=(6, 8, 6, 7, 5, 9))
+    expected = reference(case)["image"][:5]
+    policy(native, atomics_below=10**6)
+    case.sizes = (1, *case.sizes[1:])
+    case.backward(native, deterministic, 0xFF, asked=("image",))
+    one, results = case.workspace, []
+    case.sizes = (5, *case.sizes[1:])
+    for images in (0, 1, 2, 100):
+        policy(native, scratch=images * one, atomics_below=10**6)
         results.append(case.backward(native, deterministic, 0xFF, asked=("image",))["image"])
+        assert case.workspace <= min(max(images, 1), 5) * one
     if deterministic:
         assert len({result.tobytes() for result in results}) == 1
     for result in results:
-        assert_close("image", result, reference(case)["image"], summary(case), dtype)
+        assert (result[5] == 77).all()
+        assert_close("image", result[:5], expected, summary(case), dtype)
 
 
 @pytest.mark.parametrize("zero", range(6))
@@ -185,6 +199,33 @@ def test_empty_sizes_launch_nothing_and_leave_zeros(native, zero):
     grads = case.backward(native, True, 0xFF)
     assert native.launches() == before
     assert not any(grad.any() for grad in grads.values())
+
+
+@pytest.mark.parametrize("axis", range(6))
+def test_sizes_beyond_32_bits_are_refused(native, axis):
+    sizes = [1] * 6
+    sizes[axis] = 2**31
+    assert "every size below 2^31" in native.refusal(sizes)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 2**16, 2**15, 1, 1), (1, 1, 1, 1, 2**16, 2**15)])
+def test_lists_of_more_than_32_bits_are_refused(native, sizes):
+    assert "fewer than 2^31 pixels" in native.refusal(sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "long"),
+    [
+        ((1, 1, 1, 1, 2**15, 2**14), False),
+        ((1, 1, 1, 1, 2**15, 2**15), True),  # of the flow, which has two channels
+        ((1, 1, 2**15, 2**15, 1, 1), True),
+        ((2, 3, 2**15, 2**14, 1, 1), True),
+        ((2, 3, 1, 1, 2**15, 2**14), True),
+        ((2, 3, 2**14, 2**14, 2**14, 2**14), False),
+    ],
+)
+def test_elements_beyond_32_bits_get_longer_indices(native, sizes, long):
+    assert native.index_bytes(sizes) == (8 if long else 4)
 
 
 # ---- against the op: the same numbers as the CPU kernels and the reference ----

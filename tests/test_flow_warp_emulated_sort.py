@@ -47,6 +47,7 @@ def test_sort_is_stable_and_the_ranges_fit(native, pixels, grid):
             np.testing.assert_array_equal(order[b][: reads[b].sum()], expected[: reads[b].sum()])
             counts = np.bincount(key[b], minlength=(H + 1) * (W + 1) + 1)[:-1]
             np.testing.assert_array_equal(ranges[b][:, 1] - ranges[b][:, 0], counts)
+            assert not ranges[b][counts == 0].any()  # not what was there, though all of one poison is as empty
             starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
             np.testing.assert_array_equal(ranges[b][counts > 0, 0], starts[counts > 0])
 

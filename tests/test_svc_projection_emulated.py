@@ -135,6 +135,12 @@ def test_strips_narrow_as_the_matrix_grows(native):
         project(native, weights_of("few above 1", ((40, 70),)))
 
 
+def test_strips_of_many_rows_fit_the_device(native):
+    """32 columns of 912 rows in float64 are more than a block's shared memory. Zeros: the rest of the work is none."""
+    native.set_policy(512, 1 << 31, 1)
+    assert project(native, [Weight(np.zeros((912, 1)), "float64")])[0, 0] == INSIDE
+
+
 # ---- many layers ----
 
 
@@ -146,6 +152,12 @@ def test_layers_do_not_see_each_other(native, dtype):
         alone = Weight(weight.values, dtype, weight.bound, weight.layout)
         np.testing.assert_array_equal(project(native, [alone], skip=True)[0], row)
         assert alone.memory.tobytes() == weight.memory.tobytes()
+
+
+def test_sums_in_more_parts_than_a_layer_has_matrices(native):
+    """8 parts of each sum, in the place of 4 matrices: they still end before the next layer's place begins."""
+    native.set_policy(16, 1 << 31, 2)
+    check(native, weights_of("few above 1", ((9, 128), (70, 128), (9, 128)), "float64"))
 
 
 def test_more_layers_than_a_launch_has_parameters_for(native):

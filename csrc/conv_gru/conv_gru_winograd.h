@@ -189,6 +189,7 @@ void convolve_winograd(const Parallel& parallel, const Maps<A>& in, const Panels
                        const Results<A>& results) {
   const Grid& grid = *in.grid;
   const int64_t tiles = in.count * grid.tiles(), blocks = ceil_div(tiles, kBlock), inputs = panels.inputs;
+  static_assert(kBlock % kTileRows == 0, "then a block's size is at most kBlock, and the last one is not empty");
   const int64_t size = ceil_div(ceil_div(tiles, blocks), kTileRows) * kTileRows;  // of a block
   // a few lines more, so that the points do not fall on the same sets of the cache
   const int64_t v_point = size * inputs + kStrip<A>, m_point = size * 3 * kStrip<A> + kStrip<A>;
@@ -200,7 +201,6 @@ void convolve_winograd(const Parallel& parallel, const Maps<A>& in, const Panels
     for (int64_t transformed = -1; unit < end; ++unit) {
       const int64_t block = unit / panels.panels(), panel = unit % panels.panels();
       const int64_t first = block * size, n = std::min(size, tiles - first), width = panels.width(panel);
-      if (n <= 0) continue;
       if (block != transformed) transform_data(in, first, n, v, v_point, inputs, kStrip<A>);
       transformed = block;
       const int64_t m_row = width * kStrip<A>;

@@ -248,12 +248,8 @@ bool backward_group(const FlowWarpBackwardParams& p, const RowSpan* spans, const
   for (int64_t y = p.Ho; y-- > 0;)
     keep[y] = share.hits(y) ? std::max(int32_t(begin), std::min(keep[y + 1], share.spans[y].low)) : keep[y + 1];
   int32_t rows_open = 1, filled = int32_t(begin), done = int32_t(begin);
-  for (int64_t y = 0; y < p.Ho; ++y)
-    if (share.hits(y)) {
-      filled = std::max(filled, std::min(int32_t(end), share.spans[y].high + 1));
-      rows_open = std::max(rows_open, filled - keep[y]);
-    }
-  filled = int32_t(begin);
+  for (int64_t y = 0; y < p.Ho; ++y)  // `keep` never falls: rows opened for an earlier y were counted there
+    if (share.hits(y)) rows_open = std::max(rows_open, std::min(int32_t(end), share.spans[y].high + 1) - keep[y]);
 
   const int32_t capacity =
       need_dots ? window_capacity(p, share.spans + share.own_begin, share.own_end - share.own_begin) : 0;

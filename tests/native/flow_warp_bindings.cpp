@@ -69,6 +69,27 @@ py::tuple cell_lists(std::array<int64_t, 6> sizes, const std::string& padding, c
   return py::make_tuple(order, ranges);
 }
 
+FlowWarpBackwardParams of_sizes(std::array<int64_t, 6> sizes) {
+  return params_of(sizes, false, "bilinear", "border", py::none(), py::none(), py::none(), py::none());
+}
+
+// Why a deterministic backward of these sizes is refused. It gets no memory: that it needs some must not come first.
+const char* refusal(std::array<int64_t, 6> sizes) {
+  FlowWarpBackwardParams p = of_sizes(sizes);
+  p.grad_image = &p;
+  return flow_warp_backward_cuda(p, DType::float32, true, nullptr, nullptr);
+}
+
+// Of the index that kernels of these sizes count elements with.
+int64_t index_bytes(std::array<int64_t, 6> sizes) {
+  int64_t bytes = 0;
+  flow_warp_cuda::with_types(of_sizes(sizes), DType::float32, [&](auto, auto index) -> const char* {
+    bytes = sizeof(index);
+    return nullptr;
+  });
+  return bytes;
+}
+
 void set_policy(int64_t int_elements, int64_t scratch_bytes, int64_t wanted_blocks, int64_t atomics_below_channels) {
   flow_warp_cuda::policy = {int_elements, scratch_bytes, wanted_blocks, atomics_below_channels, atomics_below_channels};
 }
@@ -80,5 +101,7 @@ PYBIND11_MODULE(flow_warp_emulated, m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("cell_lists", &cell_lists);
+  m.def("refusal", &refusal);
+  m.def("index_bytes", &index_bytes);
   m.def("set_policy", &set_policy);
 }
