@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from vgkernels_models.data.batch import Batch
 
-C = TypeVar("C", bound="Config")
+C = TypeVar("C", bound="ModelConfig")
 _AT_ONCE = 64  # clips that `sample` generates together
 
 
 @dataclass
-class Config:
+class ModelConfig:
     """The fields that every model has. A model adds the paper's; the defaults are the paper's values.
 
     The comment of a field is the help of its flag, and names the paper's symbol.
@@ -81,8 +81,8 @@ class Panel(NamedTuple):
 class VideoModel(nn.Module):
     """A generative model of clips. Subclasses have `Config`, `optimizers`, `training_step` and `generate`."""
 
-    Config: ClassVar[type[Config]] = Config
-    config: Config
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+    config: ModelConfig
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """By name: an optimizer of a part of the parameters. No parameter is in two."""
