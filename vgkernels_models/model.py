@@ -96,6 +96,10 @@ class VideoModel(nn.Module):
         """What `sample` returns, for at most 64 clips; `generator` is on the CPU, so that a seed means one clip."""
         raise NotImplementedError
 
+    def condition(self, batch: Batch) -> Tensor | None:
+        """What `sample` can't do without, taken from real clips: labels, first frames; None where noise is enough."""
+        return None
+
     def panels(self, batch: Batch, generator: torch.Generator) -> list[Panel]:
         """Pictures that show what is special to this model; `batch` holds real clips."""
         return []

@@ -279,9 +279,12 @@ class TGAN(VideoModel):
         z_fast = F.interpolate(self.fsgen(z_slow), frames, mode="linear", align_corners=True)
         return in_our_range(self.decode(z_slow, z_fast))
 
+    def condition(self, batch: Batch) -> Tensor | None:
+        return batch.label if self.config.classes else None
+
     def panels(self, batch: Batch, generator: torch.Generator) -> list[Panel]:
-        condition = None if batch.label is None or not self.config.classes else batch.label[:6]
-        clips = self.interpolate(6, seed=int(torch.randint(2**31, (), generator=generator)), condition=condition)
+        seed = int(torch.randint(2**31, (), generator=generator))
+        clips = self.interpolate(6, seed=seed, condition=self.condition(batch[:6]))
         note = "Three frames between each two, decoded from interpolated z_1: motion should stay smooth."
         return [Panel("Frame interpolation", note, clips[None])]
 

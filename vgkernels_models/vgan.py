@@ -194,7 +194,7 @@ class VGAN(VideoModel):
 
     def training_step(self, batch: Batch, step: Step) -> dict[str, Tensor]:
         real, config = batch.video, self.config
-        first = real[:, :, 0] if config.conditional else None
+        first = self.condition(batch)
         parts = self.parts(self.code(len(real), None, first))
         fake = parts["clip"]
 
@@ -237,8 +237,11 @@ class VGAN(VideoModel):
         self.fixed_length(length)
         return self.parts(self.code(n, generator, condition))["clip"]
 
+    def condition(self, batch: Batch) -> Tensor | None:
+        return batch.video[:, :, 0] if self.config.conditional else None
+
     def panels(self, batch: Batch, generator: torch.Generator) -> list[Panel]:
-        parts = self.parts(self.code(6, generator, batch.video[:6, :, 0] if self.config.conditional else None))
+        parts = self.parts(self.code(6, generator, self.condition(batch[:6])))
         if "mask" not in parts:
             return []
         clip, mask, channels = parts["clip"], parts["mask"], self.config.channels
