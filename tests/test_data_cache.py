@@ -174,7 +174,7 @@ def test_hostile_zips(root: Path) -> None:
     assert len(source) == 1
     assert moments(source.clip(0, None).video) == [0, 1, 2, 3]
     reasons = skipped(source)
-    for name in ("../up/0.png", "/root/0.png", "a/../../up/0.png"):
+    for name in ("../up/0.png", "/outside/0.png", "a/../../up/0.png"):
         assert reasons[f"a.zip/{name}"] == "a path that leads out of the archive"
     assert reasons["a.zip/locked/0.png"] == "encrypted"
     assert "pixels" in reasons["bomb"]

@@ -29,6 +29,15 @@ LONG = FakeConfig(steps=10 * KILLS + 20)
 OFTEN = TrainingOptions(seed=3, ema=0.9, save_every=3, log_every=1)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes that are killed: torch's sums depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def assert_same_run(found: Path, expected: Path) -> None:
     """Losses, weights, moving averages, optimizers and samples, bit by bit."""
     assert fakes.read_metrics(found) == fakes.read_metrics(expected)
