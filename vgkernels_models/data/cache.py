@@ -79,13 +79,14 @@ class FrameCache:
     def note_skipped(self, skipped: Sequence[tuple[str, str]]) -> Path:
         """Writes skipped.json, a list of {"path", "reason"}, and returns where it is."""
         listed = [{"path": name, "reason": reason} for name, reason in skipped]
-        temporary = self.folder / f".skipped-{os.getpid()}"
+        temporary, path = self.folder / ".new-skipped", self.folder / "skipped.json"
         try:
-            temporary.write_text(json.dumps(listed, indent=1))
-            temporary.replace(self.folder / "skipped.json")
+            with self._alone():
+                temporary.write_text(json.dumps(listed, indent=1))
+                temporary.replace(path)
         except OSError as error:
             raise self._unusable(error) from error
-        return self.folder / "skipped.json"
+        return path
 
     def _stored(self, keys: Sequence[Key]) -> dict[Key, Stored | str]:
         """What is in the folder. Removes what a killed run left, and older versions of the files that are asked for."""
