@@ -82,7 +82,7 @@ def read_clip(path: str | Path, frames: int | None = None, size: int | None = No
     images: list[np.ndarray] = []
     times: list[float] = []
     shape: tuple[int, int] | None = None
-    full_size, stated_end = (0, 0), 0.0
+    full_size, promised_end = (0, 0), 0.0
     try:
         if path.is_dir():
             raise ClipError(f"{path}: expected a video file, got a directory")
@@ -94,7 +94,7 @@ def read_clip(path: str | Path, frames: int | None = None, size: int | None = No
             stream = container.streams.video[0]
             stream.thread_type = "SLICE"  # frame threads can deadlock when decoding stops early (PyAV#1849, #1861)
             header_rate, header_frames = stream.average_rate, stream.frames
-            stated_end = _stated_end(container)
+            promised_end = stated_end(container)
             for frame in container.decode(stream):
                 shape = shape or _shrunk(frame.width, frame.height, size)  # later changes of size follow the first
                 image = frame.to_ndarray(format="rgb24", width=shape[0], height=shape[1], interpolation="AREA")
@@ -105,7 +105,7 @@ def read_clip(path: str | Path, frames: int | None = None, size: int | None = No
                 if frame.time is not None:
                     times.append(frame.time)
                 if len(images) == frames:
-                    stated_end = 0.0  # the rest was not asked for
+                    promised_end = 0.0  # the rest was not asked for
                     break
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -117,15 +117,15 @@ def read_clip(path: str | Path, frames: int | None = None, size: int | None = No
     if len(images) < 2:
         raise ClipError(f"{path}: expected at least 2 frames, got {len(images)}")
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    if gaps and stated_end - times[-1] > 3 * max(gaps):
+    if gaps and promised_end - times[-1] > 3 * max(gaps):
         raise ClipError(
-            f"{path}: breaks off after {len(images)} frames (at {times[-1]:.3g} of {stated_end:.3g} s); "
+            f"{path}: breaks off after {len(images)} frames (at {times[-1]:.3g} of {promised_end:.3g} s); "
             f"--frames {len(images)} reads them"
         )
     return Clip(torch.from_numpy(np.stack(images)), _rate(header_rate, times), header_frames, full_size)
 
 
-def _stated_end(container: Any) -> float:
+def stated_end(container: Any) -> float:
     """Seconds at which the video ends by its Matroska (or WebM) header, 0 where that says nothing or is another format.
 
     FFmpeg reads a Matroska file that breaks off without an error. Other headers are wrong too often to refuse by.

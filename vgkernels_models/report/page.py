@@ -52,18 +52,14 @@ def key_numbers(numbers: Sequence[tuple[str, str]]) -> str:
 def clip_panel(caption: str, explanation: str, mp4: bytes, overlay: str = "") -> str:
     """A looping muted clip with its caption; `overlay` is HTML laid over the picture's lower left corner."""
     overlay = overlay and f'<div class="overlay">{overlay}</div>'
-    return (
-        f'<figure><div class="picture"><video autoplay loop muted playsinline '
-        f'src="data:video/mp4;base64,{base64.b64encode(mp4).decode()}"></video>{overlay}</div>'
-        f"<figcaption><b>{html.escape(caption)}</b> {html.escape(explanation)}</figcaption></figure>"
-    )
+    return figure(f'<div class="picture">{video(mp4)}{overlay}</div>', caption, explanation)
 
 
-def clip_player(panels: Sequence[str], rate: float, frame_notes: Sequence[str]) -> str:
-    """Panels side by side that play in step, with pause, a slider, and a note for each frame."""
+def clip_player(panels: Sequence[str], rate: float, frame_notes: Sequence[str], *, layout: str = "") -> str:
+    """Panels side by side that play in step, with pause, a slider and a note a frame; "pair" keeps two abreast."""
     notes = html.escape("|".join(frame_notes), quote=True)
     return (
-        f'<div class="player" data-rate="{rate:.6g}" data-notes="{notes}"><div class="controls">'
+        f'<div class="player {layout}" data-rate="{rate:.6g}" data-notes="{notes}"><div class="controls">'
         f'<button type="button">Pause</button><input type="range" min="0" max="{len(frame_notes) - 1}" value="0" '
         f'aria-label="frame"><output></output></div><div class="panels">' + "\n".join(panels) + "</div></div>"
     )
@@ -76,6 +72,30 @@ def picture(image_png: bytes, alt: str) -> str:
     )
 
 
+def labelled_picture(inside: str, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> str:
+    """A clip or picture that is a grid, with the names of its rows beside and of its columns above."""
+    across = "".join(f"<span>{html.escape(name)}</span>" for name in columns)
+    down = "".join(f"<span>{html.escape(name)}</span>" for name in rows)
+    return (
+        f'<div class="labelled{" rows" if rows else ""}">'
+        + (f'<div class="across" style="--n:{len(columns)}">{across}</div>' if columns else "")
+        + (f'<div class="down" style="--n:{len(rows)}">{down}</div>' if rows else "")
+        + f'<div class="picture">{inside}</div></div>'
+    )
+
+
+def video(mp4: bytes) -> str:
+    """A looping muted clip."""
+    return (
+        f'<video autoplay loop muted playsinline src="data:video/mp4;base64,{base64.b64encode(mp4).decode()}"></video>'
+    )
+
+
+def figure(inside: str, caption: str, explanation: str) -> str:
+    """Something with a caption under it."""
+    return f"<figure>{inside}<figcaption><b>{html.escape(caption)}</b> {html.escape(explanation)}</figcaption></figure>"
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
@@ -84,17 +104,33 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def line_chart(
-    series: Sequence[Series], unit: str, first: int = 0, marks: Sequence[int] = (), height: int = 260
+    series: Sequence[Series],
+    unit: str,
+    first: int = 0,
+    marks: Sequence[int] = (),
+    height: int = 260,
+    *,
+    steps: Sequence[int] | None = None,
+    width: int = 1000,
 ) -> str:
-    """Lines over frames `first`, `first + 1`, ... as inline SVG; `marks` are dashed vertical lines (scene cuts)."""
-    width, left, right, top, bottom = 1000, 52, 14, 12, 28
-    count = max(len(line.values) for line in series)
+    """Lines as inline SVG, over frames `first`, `first + 1`, ... or over the given steps of a training.
+
+    Args:
+        series: the lines, all of one length.
+        unit: what the values are.
+        first: the first frame's number.
+        marks: frames of dashed vertical lines (scene cuts).
+        height, width: of the drawing; it is scaled to the room there is, text and all.
+        steps: ascending, one for each value, instead of frames: no playhead then.
+    """
+    left, right, top, bottom = 52, 14, 12, 28
+    at = range(first, first + max(len(line.values) for line in series)) if steps is None else steps
     known = [value for line in series for value in line.values if value is not None and math.isfinite(value)]
     ticks = _ticks(min(known, default=0.0), max(known, default=1.0))
     plot_width, plot_height = width - left - right, height - top - bottom
 
-    def x(index: float) -> float:
-        return left + plot_width * index / max(1, count - 1)
+    def x(place: float) -> float:
+        return left + plot_width * (place - at[0]) / max(1, at[-1] - at[0])
 
     def y(value: float) -> float:
         return top + plot_height * (1 - (value - ticks[0]) / (ticks[-1] - ticks[0]))
@@ -104,26 +140,30 @@ def line_chart(
         f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
         for tick in ticks
     ]
-    step = max(1, round(_nice(count / 10)))
+    gap = max(1, round(_nice((at[-1] - at[0] + 1) / (10 if steps is None else 5))))
     parts += [
-        f'<text x="{x(frame - first):.1f}" y="{height - 8}" text-anchor="middle">{frame}</text>'
-        for frame in range(-(-first // step) * step, first + count, step)
+        f'<text x="{x(place):.1f}" y="{height - 8}" text-anchor="middle">{_short(place)}</text>'
+        for place in range(-(-at[0] // gap) * gap, at[-1] + 1, gap)
     ]
     parts += [
-        f'<line class="mark" x1="{x(m - first):.1f}" x2="{x(m - first):.1f}" y1="{top}" y2="{top + plot_height}"/>'
-        for m in marks
+        f'<line class="mark" x1="{x(m):.1f}" x2="{x(m):.1f}" y1="{top}" y2="{top + plot_height}"/>' for m in marks
     ]
     for index, line in enumerate(series):
-        points = [(x(i), y(v)) if v is not None and math.isfinite(v) else None for i, v in enumerate(line.values)]
+        points = [
+            (x(place), y(value)) if value is not None and math.isfinite(value) else None
+            for place, value in zip(at, line.values, strict=False)
+        ]
         parts += [f'<path class="series s{index}" d="{_path(points)}"/>']
-    parts += [f'<line class="playhead" y1="{top}" y2="{top + plot_height}" x1="{left}" x2="{left}"/>']
     legend = "".join(f'<span class="s{index}">{html.escape(line.name)}</span>' for index, line in enumerate(series))
     legend += '<span class="cut">scene cut (not scored)</span>' if marks else ""
+    follows = ""
+    if steps is None:
+        parts += [f'<line class="playhead" y1="{top}" y2="{top + plot_height}" x1="{left}" x2="{left}"/>']
+        follows = f' data-left="{left}" data-step="{x(first + 1) - left:.6g}"'
     return (
-        f'<div class="chart"><div class="legend">{legend}<i>{html.escape(unit)}, by frame</i></div>'
-        f'<svg viewBox="0 0 {width} {height}" role="img" data-left="{left}" data-step="{x(1) - left:.6g}">'
-        + "".join(parts)
-        + "</svg></div>"
+        f'<div class="chart{" small" if width < 700 else ""}"><div class="legend">{legend}'
+        f"<i>{html.escape(unit)}, by {'frame' if steps is None else 'step'}</i></div>"
+        f'<svg viewBox="0 0 {width} {height}" role="img"{follows}>' + "".join(parts) + "</svg></div>"
     )
 
 
@@ -154,6 +194,11 @@ def _nice(value: float) -> float:
     """The next number of the form 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(value))
     return power * next(factor for factor in (1, 2, 5, 10) if factor * power >= value * 0.999)
+
+
+def _short(place: int) -> str:
+    """A tick's label: 2000 as it is, 20000 as 20k."""
+    return f"{place / 1000:g}k" if place >= 10_000 and place % 100 == 0 else str(place)
 
 
 def _ticks(low: float, high: float) -> list[float]:
