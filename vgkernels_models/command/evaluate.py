@@ -40,8 +40,10 @@ class EvaluateFlags:
     device: str = "auto"  # cpu, cuda, or auto: CUDA where there is some
 
 
-def evaluate_run(arguments: Sequence[str]) -> int:
+def evaluate_run(arguments: Sequence[str], extra: Sequence[str] = ()) -> int:
     """Writes both files and prints the scores; returns 0, whether or not the gates are passed.
+
+    `extra` are further sections of the report.
 
     Raises:
         ValueError, CheckpointError, DataError: what the user can set right.
@@ -63,11 +65,13 @@ def evaluate_run(arguments: Sequence[str]) -> int:
     reals, others = both[:n], both[n:]
     condition = model.condition(reals) if needs_condition(model) else None
 
-    scores = evaluate(model, reals, others, seed=flags.seed, condition=condition, features=flags.features)
+    scores = evaluate(
+        model, reals, others, seed=flags.seed, data=config.data, condition=condition, features=flags.features
+    )
     text = json.dumps([score.to_json() for score in scores], indent=1, allow_nan=False)
     write_whole(flags.run / "scores.json", text + "\n")
     shown = None if condition is None else condition[torch.arange(_SHOWN) % n]
-    report = write_report(flags.run, model, reals, scores, seed=flags.seed, condition=shown)
+    report = write_report(flags.run, model, reals, scores, seed=flags.seed, condition=shown, extra=extra)
     _print(scores)
     print(f"peak memory {peak_memory(device)}")
     print(f"report: {report}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from vgkernels_models import list_models, model_class
+from vgkernels_models.command.demo import demo
 from vgkernels_models.command.evaluate import evaluate_run
 from vgkernels_models.command.flags import PROGRAM
 from vgkernels_models.command.sample import sample
@@ -26,6 +27,7 @@ _HELP = f"""usage: {PROGRAM} COMMAND ...
   train MODEL       learn from a folder of videos, an installed clip or a generator
   sample RUN        write clips of a trained model
   evaluate RUN      scores and a report
+  demo              all three on a real clip, in a few minutes
 
 {PROGRAM} COMMAND --help (train MODEL --help) lists its flags.
 Models: {", ".join(list_models())}
@@ -59,6 +61,7 @@ def _dispatch(words: list[str]) -> int:
         "train": _train,
         "sample": sample,
         "evaluate": evaluate_run,
+        "demo": demo,
     }
     if not words or words[0] in ("-h", "--help"):
         print(_HELP, end="", file=sys.stdout if words else sys.stderr)
