@@ -1,0 +1,150 @@
+"""What the tiny presets learn: `python -m benchmarks.models [NAME ...] --jobs 2`. Not an op's file, and no timing.
+
+Each run trains from one seed, is scored at N = 1024 against its gates, and leaves losses, scores and a strip of samples
+in benchmarks/results/models/: NAME-SEED.json and .png. Runs that are there already are skipped, so it can be stopped.
+`--table` writes docs/models.md's tables from these files. An ablation has equal steps on both sides and three seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import measure
+from vgkernels_models.metrics.scene_parts import two_stream_scores
+from vgkernels_models.metrics.score import Score
+from vgkernels_models.samples import write_samples
+from vgkernels_models.training.checkpoint import load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results/models"
+SEEDS, SHOWN, POINTS = (0, 1, 2), 8, 200  # of every run; clips of a strip; points of a curve
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of a table: a tiny preset and what differs from it."""
+
+    model: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def flags(self) -> list[str]:
+        flags = []
+        for name, value in self.changes.items():
+            flag = name.replace("_", "-")
+            flags += (
+                [f"--{flag}" if value is True else f"--no-{flag}"]
+                if isinstance(value, bool)
+                else [f"--{flag}", str(value)]
+            )
+        return flags
+
+
+RUNS = {
+    "tgan": Run("tgan"),
+    "tgan-clip": Run("tgan", {"constraint": "clip"}),
+    "vgan": Run("vgan"),
+    "vgan-one-stream": Run("vgan", {"two_stream": False}),
+    "mocogan": Run("mocogan"),
+}
+
+
+def one(name: str, seed: int) -> None:
+    """Trains, scores and writes one run; in a process of its own, on one thread."""
+    torch.set_num_threads(1)
+    run, begin = RUNS[name], time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / name
+        program = [sys.executable, "-m", "vgkernels_models"]
+        arguments = ["--preset", "tiny", "--seed", str(seed), "--out", str(folder), "--save-every", "100000"]
+        subprocess.run([*program, "train", run.model, *arguments, *run.flags()], check=True, cwd=ROOT)
+        trained = time.monotonic() - begin
+        subprocess.run([*program, "evaluate", str(folder)], check=True, cwd=ROOT)
+        scores = json.loads((folder / "scores.json").read_text())
+        model = load_model(folder)
+        scores += [score.to_json() for score in own_scores(model)]
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write_samples(RESULTS / f"{name}-{seed}.png", model.sample(SHOWN, seed=0))
+        result = {
+            "command": f"python -m benchmarks.models {name}",
+            "meta": measure.machine(torch.device("cpu"), 1),
+            "config": json.loads((folder / "config.json").read_text())["config"],
+            "seed": seed,
+            "training_seconds": round(trained),
+            "scores": scores,
+            "curve": [lines[i * len(lines) // POINTS] for i in range(POINTS)] if len(lines) > POINTS else lines,
+        }
+    target = RESULTS / f"{name}-{seed}.json"
+    target.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
+    target.with_suffix(".part").replace(target)
+
+
+def own_scores(model: Any) -> list[Score]:
+    """What only this model is asked: VGAN's split into foreground and background."""
+    if type(model).__name__ != "VGAN":
+        return []
+    with torch.no_grad():
+        parts = model.parts(model.code(256, torch.Generator().manual_seed(0), None))
+    mask = parts.get("mask", torch.zeros_like(parts["clip"][:, :1]))
+    return two_stream_scores(parts["clip"], mask, data=model.config.data)
+
+
+def table() -> str:
+    """A line for each name: the median score over seeds, its gate, and of how many seeds the gate is held."""
+    lines = ["| run | seeds | score | median (least to most) | gate | held |", "|---|---|---|---|---|---|"]
+    for name in RUNS:
+        runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}-?.json"))]
+        for index, score in enumerate(runs[0]["scores"] if runs else ()):
+            every = [Score.from_json(run["scores"][index]) for run in runs]
+            values = sorted(one.value for one in every)
+            gates = sorted({one.gate for one in every if one.gate})
+            held = f"{sum(bool(one.passed) for one in every)} of {len(every)}" if gates else ""
+            spread = f"{values[len(values) // 2]:.4g} ({values[0]:.4g} to {values[-1]:.4g})"
+            lines.append(f"| {name} | {len(runs)} | {score['name']} | {spread} | {', '.join(gates)} | {held} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="*", choices=[[], *RUNS], help="runs; all by default")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--table", action="store_true", help="train nothing, print the table of what is there")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        one(options.one[0], int(options.one[1]))
+        return 0
+    if options.table:
+        print(table())
+        return 0
+    wanted = [(name, seed) for seed in options.seeds for name in options.name or RUNS]
+    todo = [(name, seed) for name, seed in wanted if not (RESULTS / f"{name}-{seed}.json").exists()]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+
+    def start(run: tuple[str, int]) -> int:
+        command = [sys.executable, "-m", "benchmarks.models", "--one", run[0], str(run[1])]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        print(f"{run[0]}, seed {run[1]}: {'done' if done.returncode == 0 else done.stderr[-2000:]}", flush=True)
+        return done.returncode
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failed = sum(map(bool, pool.map(start, todo)))
+    print(table())
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
