@@ -6,6 +6,7 @@ kernels on CPU tensors (native/emulated_ops.py).
 """
 
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -21,6 +22,9 @@ BACKENDS = ("cpu", "emulated", "cuda")
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what we start would ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
