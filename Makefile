@@ -48,7 +48,7 @@ weekly: $(BUILT)  ## the long form of all tests, sanitized, mutated; hours. Keep
 	run env VG_WEEKLY=1 VGKERNELS_REQUIRE_NATIVE=1 \
 	  $(PY) -m pytest -n $(WORKERS) --dist loadfile --junitxml=runs/weekly.xml; \
 	run env PYTHON=$(PY) WORKERS=$(WORKERS) tools/sanitized_suite.sh; \
-	run $(PY) tools/mutations.py; \
+	run $(PY) tools/mutations.py --fresh; \
 	run env PYTHON=$(PY) tools/gpu_report.sh --dry-run runs/gpu-report; \
 	run $(PY) tools/proof.py record weekly runs/weekly.xml; \
 	run $(PY) tools/proof.py record sanitized runs/sanitized.xml; \

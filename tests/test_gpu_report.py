@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,41 @@ def test_limits_add_up_to_less_than_8_minutes() -> None:
     for name in ("sanitizers", "determinism", "benchmarks"):  # what a step allows itself ends before it is stopped
         for seconds in re.findall(rf"{name}=\([^)]*--seconds (\d+)", source):
             assert int(seconds) + 10 <= int(limits[name])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_the_report_and_its_step(tmp_path: Path, number: int) -> None:
+    fake = executable(tmp_path / "python", f"echo $$ >{tmp_path}/step; exec sleep 60")
+    script = subprocess.Popen(
+        [SCRIPT, "--dry-run", tmp_path / "out"],
+        env={**os.environ, "PYTHON": str(fake)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "step").exists() or not (tmp_path / "step").read_text():
+        time.sleep(0.01)
+    os.killpg(script.pid, number)
+    assert script.communicate(timeout=30)[1] == f"{SCRIPT}: interrupted\n"
+    assert script.returncode == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "step").read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "python", "said"),
+    [
+        (["--bogus"], "python3", "usage: "),
+        ([], "python3", "usage: "),
+        (["out"], "/nowhere/python", "there is no interpreter /nowhere/python"),
+    ],
+)
+def test_what_is_refused_at_once(tmp_path: Path, arguments: list[str], python: str, said: str) -> None:
+    environment = {**os.environ, "PYTHON": python}
+    done = subprocess.run([SCRIPT, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize("dry", [True, False], ids=["dry", "gpu"])

@@ -172,3 +172,21 @@ def test_every_explained_survivor_is_still_there() -> None:
             known |= {site.key for site in mutations.mutate(file, path.read_text(), 0)[0]}
     assert not sorted(set(reasons) - known)
     assert all(reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--op", "nosuch"], "invalid choice: 'nosuch'"),
+        (["--only", "("], "'(' is no pattern"),
+        (["--only", "zzzz", "--op", "flow_warp"], "no site matches --only 'zzzz' in flow_warp"),
+        (["-j", "0"], "invalid choice: 0"),
+    ],
+)
+def test_arguments_that_choose_nothing(arguments: list[str], said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, build.ROOT / "tools/mutations.py", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -165,6 +165,29 @@ def test_a_run_of_no_test_is_no_record(tree: Path) -> None:
     assert not (tree / proof.RESULTS).exists()
 
 
+@pytest.mark.parametrize(
+    "text", [None, "", "<testsuites><testsuite", '<testsuite time="x" timestamp="2026"/>', "<testsuite/>"]
+)
+def test_what_is_no_junit_file_is_refused(tree: Path, text: str | None) -> None:
+    if text is not None:
+        (tree / "a.xml").write_text(text)
+    with pytest.raises(SystemExit, match=r"proof: expected a JUnit file of pytest in .*a\.xml, got "):
+        proof.main(["record", "landing", str(tree / "a.xml")], tree)
+    assert not (tree / proof.RESULTS).exists()
+
+
+def test_a_gpu_report_needs_its_environment(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = junit(tree / "suite.xml", test_gradcheck__cuda="passed")
+    for arguments in (["gpu", file], ["landing", file, "--environment", file]):
+        with pytest.raises(SystemExit):
+            proof.main(["record", *arguments], tree)
+        assert "--environment belongs to `record gpu`" in capsys.readouterr().err
+    (tree / "environment.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"proof: expected a GPU report's environment in .*, got KeyError"):
+        proof.main(["record", "gpu", file, "--environment", str(tree / "environment.json")], tree)
+    assert not (tree / proof.RESULTS).exists()
+
+
 def test_mutations(tree: Path) -> None:
     kinds = {"barrier": {"plain": 5, "tsan": 3, "explained": 1, "no integers": 7}}
     score = {"sites": 9, "caught": 8, "caught of all": 0.8889, "caught of what is not equivalent": 0.8889}

@@ -6,14 +6,25 @@
 set -uo pipefail
 dry=""
 [ "${1:-}" = --dry-run ] && { dry=1; shift; }
-[ $# -eq 1 ] || { echo "usage: $0 [--dry-run] FOLDER" >&2; exit 2; }
+[[ $# -eq 1 && $1 != -* ]] || { echo "usage: $0 [--dry-run] FOLDER" >&2; exit 2; }
 mkdir -p "$1" || exit 2
 folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 py=${PYTHON:-python3}
+command -v "$py" >/dev/null || { echo "$0: there is no interpreter $py: name one with PYTHON=..." >&2; exit 2; }
 export VGKERNELS_REQUIRE_NATIVE=1 PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8 HYPOTHESIS_PROFILE=ci
 log=$folder/log.txt summary=$folder/summary.txt rows=() failed=0
 : >"$log"
+
+set -m # a step is a process group of its own, which gets no Ctrl-C and is stopped here
+stop() {
+  trap - INT TERM
+  echo "$0: interrupted" >&2
+  { kill -INT -- "-$(jobs -p)" && sleep 1 && kill -KILL -- "-$(jobs -p)"; } 2>/dev/null
+  exit $((128 + $1))
+}
+trap 'stop 2' INT
+trap 'stop 15' TERM
 
 # step NAME SECONDS COMMAND...: "figure: ..." of its output, or else its last line, goes to the table; exit status 77
 # means "not there".
@@ -22,9 +33,10 @@ step() {
   shift 2
   echo "=== $name, at most $limit s: $*" | tee -a "$log"
   said=$(mktemp)
-  # an interrupted pytest still writes its report
-  timeout --signal=INT --kill-after=5 "$limit" "$@" </dev/null 2>&1 | tee "$said"
-  case ${PIPESTATUS[0]} in
+  # an interrupted pytest still writes its report; in the background, so that a trap need not wait for it
+  timeout --signal=INT --kill-after=5 "$limit" "$@" </dev/null 2>&1 | tee "$said" &
+  wait %%
+  case $? in
     0) status=ok ;;
     77) status="not there" ;;
     124 | 137) status="timed out" failed=1 ;;

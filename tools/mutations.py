@@ -1,12 +1,13 @@
 """Decides how it is measured what the tests catch: takes every barrier, bound check, atomic, mask and index clamp from
 the kernels and CPU cores, one at a time, and runs the torch-free tests that reach it until one fails.
 
-    python tools/mutations.py                 all, about N minutes; writes docs/proof/mutations.json
+    python tools/mutations.py                 all, in an hour or two; writes docs/proof/mutations.json
     python tools/mutations.py --op flow_warp --only 'min\\(' --list
 
 What can be taken away is read off the sources by tests/native/mutations.py. Every op is compiled once, with switches;
 one process imports its tests and forks a child for each mutant. Caught is what makes a test fail, crash, or take ten
 times its time. What survives has a line of reason in docs/proof/mutations_explained.json, by the site's key.
+What was caught once is not tried again, even where tests have changed since, unless --fresh is given.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -309,16 +311,24 @@ def summary(sites: Sequence[mutations.Site], equivalent: dict[str, str], known_h
         for kind, counts in by_kind.items():
             kinds[kind if kind == "plan" else "kernels and cores"] += counts
             kinds["all"] += counts
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
         "command": "python tools/mutations.py",
         "date": f"{datetime.date.today()}",
-        "commit": git,
+        **git_state(),
         "seconds": round(seconds),
         "score": {name: score(counts) for name, counts in sorted(kinds.items())},
         "by op and kind": {op: {kind: dict(counts) for kind, counts in row.items()} for op, row in rows.items()},
         "survivors": survivors,
     }
+
+
+def git_state() -> dict[str, Any]:
+    """The commit, and whether sources or tests differ from it; what is written down here is no difference."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", ".", ":!docs/proof*"))}
 
 
 def score(counts: Counter[str]) -> dict:
@@ -329,27 +339,42 @@ def score(counts: Counter[str]) -> dict:
     return {"sites": sites, "caught": caught, **counts} | {name: round(share, 4) for name, share in shares.items()}
 
 
+def pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pattern: {error}") from error
+    return text
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", action="append", help="only sites that this op's modules are compiled from")
-    parser.add_argument("--only", default="", help="only sites whose key matches this pattern")
+    ops = modules()
+    parser.add_argument("--op", action="append", choices=sorted(ops), help="only sites that this op is compiled from")
+    parser.add_argument("--only", default="", type=pattern, help="only sites whose key matches this pattern")
     parser.add_argument("--list", action="store_true", help="print the sites, try nothing")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results (else survivors are tried again)")
-    parser.add_argument("-j", type=int, default=2, help="mutants at a time")
+    parser.add_argument("-j", type=int, default=2, choices=range(1, 65), metavar="J", help="mutants at a time")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve, options.j)
 
-    ops = modules()
     sites = mutations.write(ROOT, TREE, sorted(set().union(*ops.values())))
     reasons = json.loads(EXPLAINED.read_text())
     equivalent, known_holes = reasons["equivalent"], reasons["not seen by these tests"]
     if stale := sorted({*equivalent, *known_holes} - {site.key for site in sites.values()}):
         print("explained, but in no source:\n  " + "\n  ".join(stale))
         return 1
-    chosen = [(number, site) for number, site in sites.items() if re.search(options.only, site.key)]
+    files = set().union(*(ops[op] for op in options.op or ops))
+    chosen = [
+        (number, site) for number, site in sites.items() if site.file in files and re.search(options.only, site.key)
+    ]
+    if not chosen:
+        print(f"no site matches --only {options.only!r}" + (f" in {', '.join(options.op)}" if options.op else ""))
+        return 2
     if options.list:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head`
         for number, site in chosen:
             print(f"{number:4} {site.kind:8}{site.key}")
         return 0
@@ -357,12 +382,12 @@ def main() -> int:
         RESULTS.unlink(missing_ok=True)
     environment = dict(os.environ, VGKERNELS_NATIVE_SOURCES=str(TREE), HYPOTHESIS_PROFILE="ci", OMP_NUM_THREADS="1")
     broken = False
-    for op, files in sorted(ops.items()):
+    for op, sources in sorted(ops.items()):
         known, todo = results(), {}
         for number, site in chosen:
             done = best(known[site.key])["how"] if site.key in known else ""
             settled = done in (*TOOLS, NOT_INTEGERS) or (done and site.key in equivalent)
-            if site.file in files and not settled:
+            if site.file in sources and not settled:
                 todo[number] = site.key
         if (options.op and op not in options.op) or not todo:
             continue

@@ -111,9 +111,13 @@ def outcomes(files: Sequence[Path]) -> tuple[dict[tuple[str, str], str], str, fl
     found: dict[tuple[str, str], str] = {}
     begun, seconds = [], 0.0
     for file in files:
-        for suite in ElementTree.parse(file).getroot().iter("testsuite"):
-            begun.append(suite.get("timestamp", "")[:10])
-            seconds += float(suite.get("time", 0))
+        try:
+            suites = list(ElementTree.parse(file).getroot().iter("testsuite"))
+            begun += [suite.attrib["timestamp"][:10] for suite in suites]
+            seconds += sum(float(suite.get("time", 0)) for suite in suites)
+        except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
+            raise SystemExit(f"proof: expected a JUnit file of pytest in {file}, got {error!r}") from error
+        for suite in suites:
             for case in suite.iter("testcase"):
                 said = {child.tag for child in case}
                 outcome = "failed" if said & {"failure", "error"} else "skipped" if "skipped" in said else "passed"
@@ -155,8 +159,11 @@ def here(root: Path) -> dict[str, Any]:
 
 
 def from_report(environment: Path) -> dict[str, Any]:
-    known = json.loads(environment.read_text())
-    return {name: known[name] for name in ("commit", "dirty", "torch", "device")}
+    try:
+        known = json.loads(environment.read_text())
+        return {name: known[name] for name in ("commit", "dirty", "torch", "device")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"proof: expected a GPU report's environment in {environment}, got {error!r}") from error
 
 
 # ---- the page ----
@@ -277,6 +284,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if given.command == "table":
         (root / PAGE).write_text(page((root / PAGE).read_text(), tables(root)))
         return 0
+    if (given.name == "gpu") != bool(given.environment):
+        parser.error("--environment belongs to `record gpu`: the report's environment.json")
     run = record(given.junit, given.environment, root)
     results = load(root / RESULTS) | {given.name: run}
     (root / RESULTS).parent.mkdir(parents=True, exist_ok=True)
