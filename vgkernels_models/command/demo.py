@@ -35,7 +35,7 @@ Row = tuple[str, float, float]  # what, milliseconds of ours, of plain PyTorch
 class DemoFlags:
     """Trains TGAN's tiny preset on a real clip that an installed package brings, samples it and scores it."""
 
-    data: str = "carphone:1"  # an installed clip (carphone, bikes, bigbuckbunny), a video file or a folder of videos
+    data: str = "bikes:3"  # an installed clip (carphone, bikes, bigbuckbunny), a video file or a folder of videos
     steps: int = 1000  # updates; about three minutes on two cores
     out: Path = Path("runs/demo")  # the run; one of an earlier demo is replaced
 
