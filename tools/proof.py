@@ -45,7 +45,7 @@ OPS = dict.fromkeys(SUITES.values(), "FBS") | {"svc_projection_": "F"}  # in pla
 DIRECTIONS = {"F": "forward", "B": "backward", "S": "second derivative"}
 COLUMNS = {"reference": "reference", "cpu": "CPU", "emulated": "emulated", "cuda": "GPU"}
 OUTCOMES = ("skipped", "passed", "failed")  # of a test that several files report, the last of these
-CAUGHT = ("plain", "asan", "tsan", "crash", "timeout")  # by what; tools/mutations.py
+CAUGHT = ("plain", "asan", "tsan", "crash", "timeout")  # by what; tools/mutation_trials.py
 
 
 # ---- which test shows what ----
