@@ -9,9 +9,14 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import pytest
 
-from vgkernels_models.data.source import ClipSpec
+for needed in ("PIL", "av", "rich"):
+    pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'vgkernels[models]'")
+
+from PIL import Image  # noqa: E402
+
+from vgkernels_models.data.source import ClipSpec  # noqa: E402
 
 SPEC = ClipSpec(frames=4, size=16)
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import vgkernels_models
-from vgkernels import SingularValueClipping
-from vgkernels_models.command.demo import clip_by_svd
-from vgkernels_models.command.main import run
-from vgkernels_models.data.installed import clip_and_tiles
-from vgkernels_models.tgan import TGAN
+for needed in ("safetensors", "tyro", "rich", "PIL", "av"):
+    pytest.importorskip(needed, reason=f"{needed} is not installed: pip install 'vgkernels[models]'")
+
+import vgkernels_models  # noqa: E402
+from vgkernels import SingularValueClipping  # noqa: E402
+from vgkernels_models.command.demo import clip_by_svd  # noqa: E402
+from vgkernels_models.command.main import run  # noqa: E402
+from vgkernels_models.data.installed import clip_and_tiles  # noqa: E402
+from vgkernels_models.tgan import TGAN  # noqa: E402
 
 HAS_CLIPS = clip_and_tiles("carphone:1")[0] is not None
 
