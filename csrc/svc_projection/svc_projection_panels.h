@@ -82,9 +82,13 @@ void load_panel(const SvcMatrix& w, int64_t first, int64_t n, Lines<A> x) {
       store_pixel(x.line(i, s), load_pixel<A, S>(data + i * w.row_stride + s * S));
     }
   for (int64_t s = 0; s * S < n; ++s) {
-    const Channels<const T> columns{data + s * S * w.column_stride, w.column_stride, w.row_stride,
-                                    int(std::min<int64_t>(S, n - s * S))};
-    if (s >= whole) pack<A, int(S), T>(columns, 0, w.rows, x.line(0, s));
+    const T* strip = data + s * S * w.column_stride;
+    const int count = int(std::min<int64_t>(S, n - s * S));
+    if (w.column_stride != 1)
+      pack<A, int(S), T>({strip, w.column_stride, w.row_stride, count}, 0, w.rows, x.line(0, s));
+    else if (s == whole)  // `pack` would read past the row's end what another thread may be writing
+      for (int64_t i = 0; i < w.rows; ++i)
+        for (int c = 0; c < S; ++c) x.line(i, s)[c] = c < count ? vgkernels::widen(strip[i * w.row_stride + c]) : A(0);
     std::fill(x.line(w.rows, s), x.line(padded(w.rows, S), s), A(0));
   }
 }

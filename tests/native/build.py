@@ -72,6 +72,7 @@ def run_sanitized(variant: str, run: str | Sequence[str], timeout: float = 300) 
         ASAN_OPTIONS="detect_leaks=0",  # CPython keeps memory until the process ends
         UBSAN_OPTIONS="print_stacktrace=1",
         TSAN_OPTIONS="exitcode=66",
+        OPENBLAS_NUM_THREADS="1",  # NumPy's threads are not compiled with TSan, which takes them for racing
     )
     # TSan's shadow is at fixed addresses, which a randomised layout may have given to others.
     fixed_layout = [setarch, "-R"] if variant == "tsan" and (setarch := shutil.which("setarch")) else []
