@@ -242,6 +242,13 @@ def test_max_of_equal_sets_and_of_nan() -> None:
     assert max_sliced_wasserstein(spoilt, x).isnan()
 
 
+@pytest.mark.parametrize("lr", [2**70, 1e300])
+def test_max_of_long_steps_is_power_iteration(lr: float) -> None:
+    x, y = normal(20, 5).float(), normal(20, 5, seed=1).float() + 1
+    want = max_sliced_wasserstein(x, y, lr=1e6, generator=generator(0))
+    assert torch.allclose(max_sliced_wasserstein(x, y, lr=lr, generator=generator(0)), want, rtol=1e-4)
+
+
 @needs_native
 def test_max_of_the_reference_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = normal(3, 40, 6), normal(3, 50, 6, seed=1) + 0.3
@@ -260,6 +267,7 @@ def test_max_of_the_reference_is_the_same(monkeypatch: pytest.MonkeyPatch) -> No
         ({"steps": 2.0}, TypeError, "expected steps to be an int, got float"),
         ({"lr": 0}, ValueError, "expected lr > 0 and finite, got 0"),
         ({"lr": math.nan}, ValueError, "expected lr > 0 and finite, got nan"),
+        ({"lr": 10**400}, ValueError, "expected lr > 0 and finite, got 1000"),
         ({"lr": "1"}, TypeError, "expected lr to be a float, got str"),
         ({"p": 0.5}, ValueError, "expected p >= 1 and finite, got 0.5"),
         ({"generator": 1}, TypeError, "expected generator to be a torch.Generator, got int"),

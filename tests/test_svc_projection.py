@@ -248,6 +248,12 @@ def test_float32_derivatives_on_hard_spectra(spectrum: str) -> None:
 
 
 @needs_native
+def test_derivative_where_weight_over_bound_leaves_float32() -> None:
+    weight = torch.randn(4, 60, generator=generator(0)) * 1e20
+    assert derivative(weight, *directions(weight, 1), bound=1e-20).abs().max() <= 1e-6  # bound / W: 1e-40
+
+
+@needs_native
 def test_derivative_between_values_on_two_sides_of_the_tolerance() -> None:
     weight = torch.diag(torch.tensor([1 + 4e-6, 1 + 2.5e-6, 1.0, 0.5]))  # the second counts as 1
     want = torch.ones(4, 4)

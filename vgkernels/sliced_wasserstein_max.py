@@ -9,7 +9,7 @@ the value and its gradients are those of sliced_wasserstein with one direction.
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 import torch
@@ -69,13 +69,14 @@ def max_sliced_wasserstein(
     check_generator(_OP, generator)
     if isinstance(lr, bool) or not isinstance(lr, int | float):
         raise TypeError(f"{_OP}: expected lr to be a float, got {type(lr).__name__}")
-    if not 0 < lr < math.inf:
+    if not 0 < lr <= sys.float_info.max:
         raise ValueError(f"{_OP}: expected lr > 0 and finite, got {lr}")
     entries = as_entries(x), as_entries(y)
     start = random_projections(
         entries[0].shape[0] or 1, x.shape[-1], generator=generator, dtype=entries[0].dtype, device=x.device
     )
-    direction = _ascend(entries[0].detach(), entries[1].detach(), start[: entries[0].shape[0]], steps, lr, float(p))
+    start, lr = start[: entries[0].shape[0]], float(lr)
+    direction = _ascend(entries[0].detach(), entries[1].detach(), start, steps, lr, float(p))
     return value_of_entries(_OP, *entries, direction.unsqueeze(1), p=float(p)).mean().to(x.dtype)
 
 
@@ -91,7 +92,7 @@ def _ascend(x: Tensor, y: Tensor, direction: Tensor, steps: int, lr: float, p: f
         gradient = gradient.squeeze(1)
         largest = gradient.abs().amax(-1, keepdim=True)  # first: squares would leave the range of float32
         step = torch.nn.functional.normalize(gradient / torch.where(largest > 0, largest, 1), dim=-1)
-        direction = torch.nn.functional.normalize(direction + lr * step, dim=-1)
+        direction = torch.nn.functional.normalize(direction / max(lr, 1) + min(lr, 1) * step, dim=-1)
     return best
 
 

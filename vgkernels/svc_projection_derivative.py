@@ -23,12 +23,12 @@ _WIDE = 16.0  # eigenvalues of a float32 Gram matrix beyond this blur those near
 
 def first_derivative(grad_out: Tensor, weight: Tensor, bound: float) -> Tensor:
     """P'(weight)[grad_out] for matrices (B, m, n) of float64 or float32; about 14 k m n flops for k clipped values."""
-    return _each(lambda g, w: _first(g, w / bound), grad_out, weight)
+    return _each(lambda g, w: _first(g, _in_units(w, bound)), grad_out, weight)
 
 
 def second_derivative(grad_grad: Tensor, grad_out: Tensor, weight: Tensor, bound: float) -> Tensor:
     """P''(weight)[grad_out, grad_grad] for matrices (B, m, n), in float64 and memory for m x m: right, but slow."""
-    return _each(lambda u, g, w: _second(u, g, w / bound) / bound, grad_grad, grad_out, weight)
+    return _each(lambda u, g, w: _second(u, g, _in_units(w, bound)) / bound, grad_grad, grad_out, weight)
 
 
 def _each(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -38,6 +38,12 @@ def _each(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         for result, *matrices in zip(out, *tensors, strict=True):
             result.copy_(function(*(matrix.mT for matrix in matrices)).mT if tall else function(*matrices))
     return out
+
+
+def _in_units(w: Tensor, bound: float) -> Tensor:
+    """W / bound, in float64 where float32 can't hold that."""
+    scaled = w / bound
+    return scaled if scaled.isfinite().all() else w.double() / bound
 
 
 def _first(g: Tensor, w: Tensor) -> Tensor:
