@@ -25,7 +25,7 @@ from vgkernels_models.training.checkpoint import CheckpointError, checkpoints, r
 from vgkernels_models.training.run_folder import RunFolder, read_record
 
 KILLS = 50 if os.environ.get("VG_WEEKLY") else 5
-LONG = FakeConfig(steps=10 * KILLS + 20)
+LONG = FakeConfig(steps=10 * KILLS + 20, decay=0.5)
 OFTEN = TrainingOptions(seed=3, ema=0.9, save_every=3, log_every=1)
 
 
@@ -156,6 +156,12 @@ def test_a_changed_setting_is_named(tmp_path: Path, config: dict, options: dict,
     with pytest.raises(ValueError, match="a run is there already: --resume goes on with it"):
         fakes.train(out, FakeConfig(steps=4), OFTEN)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_steps_that_decide_the_rates_may_not_change(tmp_path: Path) -> None:
+    fakes.train(tmp_path / "run", FakeConfig(steps=4, decay=0.5), OFTEN)
+    with pytest.raises(ValueError, match=r"steps = 4, got 5 \(the decay of the learning rate depends on it\)"):
+        fakes.train(tmp_path / "run", FakeConfig(steps=5, decay=0.5), OFTEN, resume=True)
 
 
 def test_what_decides_no_number_may_change(tmp_path: Path) -> None:

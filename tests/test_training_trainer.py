@@ -20,6 +20,8 @@ pytest.importorskip("safetensors", reason="safetensors is not installed: pip ins
 import training_fakes as fakes
 from training_fakes import FakeConfig, TrainingOptions
 
+from vgkernels_models.data.batch import Batch
+from vgkernels_models.model import Step
 from vgkernels_models.training.checkpoint import checkpoints
 from vgkernels_models.training.progress import Progress, check_loggers, peak_memory
 from vgkernels_models.training.ranks import find_device
@@ -96,6 +98,20 @@ def test_clipping_is_an_option_of_the_run(tmp_path: Path) -> None:
         trainer.fit()
         moved[clip] = (trainer.model.critic[0].weight - before).norm().item()
     assert moved[0.0] > 1e-4 and moved[1e-9] < 1e-7
+
+
+def test_the_rate_falls_linearly_over_the_last_share(tmp_path: Path) -> None:
+    trainer = fakes.make_trainer(tmp_path / "run", FakeConfig(steps=8, decay=0.5))
+    rates: list[set[float]] = []
+    step = trainer.model.training_step
+
+    def watched(batch: Batch, update: Step) -> dict[str, Tensor]:
+        rates.append({group["lr"] for optimizer in trainer.optimizers.values() for group in optimizer.param_groups})
+        return step(batch, update)
+
+    trainer.model.training_step = watched  # type: ignore[method-assign]
+    trainer.fit()
+    assert rates == [{0.02 * share} for share in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)]
 
 
 def test_the_average_is_an_exponential_one_and_is_what_is_sampled(tmp_path: Path) -> None:
@@ -207,6 +223,8 @@ def test_options_out_of_range_are_named(name: str, value: float) -> None:
 def test_a_run_without_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected steps to be at least 1, got 0"):
         fakes.make_trainer(tmp_path / "run", FakeConfig(steps=0))
+    with pytest.raises(ValueError, match="expected decay to be a share of the steps from 0 to 1, got 2"):
+        fakes.make_trainer(tmp_path / "more", FakeConfig(decay=2))
 
 
 def test_metrics_hold_the_losses_of_their_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ class ModelConfig:
     stride: int = 1  # a clip takes every so many-th frame
     batch_size: int = 32  # B, clips of a step
     steps: int = 100_000  # updates until the end
+    decay: float = 0.0  # last share of the steps, in which the learning rate falls linearly to 0; 0 for none
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}  # name -> what differs from the defaults
 

@@ -49,14 +49,14 @@ class Record:
         return Identity(self.model, self.preset, self.config)
 
     def first_change(self, now: Record) -> tuple[str, Any, Any] | None:
-        """The first field that a resumed run may not change, with its value before and now; steps may grow."""
+        """First field that a resume may not change, its value before and now; steps may grow, without decay."""
         before_and_now = [(name, getattr(self, name), getattr(now, name)) for name in ("model", "preset")]
         for part in ("config", "data", "training"):
             before, new = getattr(self, part), getattr(now, part)
             before_and_now += [(name, before.get(name, new.get(name)), new.get(name)) for name in {**before, **new}]
         before_and_now += [("ranks", self.ranks, now.ranks)]
         for name, old, new in before_and_now:
-            grown = name == "steps" and new >= old
+            grown = name == "steps" and new >= old and not self.config.get("decay")
             if name not in MAY_CHANGE and not grown and _plain(old) != _plain(new):
                 return name, old, new
         return None
@@ -113,7 +113,8 @@ def check_run(path: Path, record: Record, resume: bool) -> None:
             raise ValueError(f"{path}: a run is there already: --resume goes on with it, another --out starts anew")
         if change := read_record(path).first_change(record):
             name, before, now = change
-            hint = " (it may only grow)" if name == "steps" else ""
+            why = "the decay of the learning rate depends on it" if record.config.get("decay") else "it may only grow"
+            hint = f" ({why})" if name == "steps" else ""
             raise ValueError(
                 f"{path}: this run has {name.replace('_', '-')} = {before}, got {now}{hint}: --resume can't change it"
             )

@@ -103,7 +103,11 @@ class Trainer:
         self.condition, self.steps, self.done = condition, model.config.steps, 0
         if self.steps < 1:
             raise ValueError(f"expected steps to be at least 1, got {self.steps}")
+        if not 0 <= model.config.decay <= 1:
+            raise ValueError(f"expected decay to be a share of the steps from 0 to 1, got {model.config.decay}")
         self.optimizers = self.model.optimizers()
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        self._rates = [group["lr"] for group in groups]
         self.averaged: AveragedModel | None = None
         if self.options.ema and self.ranks.first:
             average = get_ema_multi_avg_fn(self.options.ema)
@@ -187,6 +191,7 @@ class Trainer:
         """One `training_step`, and what follows every one."""
         options = self.options
         torch.manual_seed(_mixed(options.seed, self.ranks.rank, self.done))
+        self._set_rates()
         step = OptimizerStep(self.done, self.optimizers, self.ranks, options.clip_gradients)
         try:
             with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=options.bf16):
@@ -199,6 +204,14 @@ class Trainer:
             self.averaged.update_parameters(self.model)
         self.done += 1
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _set_rates(self) -> None:
+        """Learning rates of this step: the model's own, until they fall towards 0."""
+        left, decay = 1 - self.done / self.steps, self.model.config.decay
+        scale = min(1.0, left / decay) if decay else 1.0
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = rate * scale
 
     def _agree(self, losses: Mapping[str, Tensor], signal_number: int) -> tuple[dict[str, float], int]:
         """Mean losses over ranks, and the signal to stop by, if any rank has received one.
