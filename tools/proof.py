@@ -221,7 +221,9 @@ def of_mutations(known: dict[str, Any]) -> Iterator[str]:
     if not known:
         yield "Mutations (`python tools/mutations.py`): not run."
         return
-    yield f"Mutations (`{known['command']}`, {known['date']}, {commit_of(known)}):"
+    left_out = known["score"].get("all", {}).get("no integers", 0)
+    at = f"`{known['command']}`, {known['date']}, {commit_of(known)}"
+    yield f"Mutations ({at}); {left_out} more sites compare no integers, and none is made of them:"
     yield ""
     names = ("equivalent", "explained", "unexplained")
     yield from heading("sources", "kind", "sites", "caught", *names, "caught of all", "of what is not equivalent")

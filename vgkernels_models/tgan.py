@@ -69,12 +69,14 @@ class TGANConfig(ModelConfig):
             "z_slow": 32,
             "z_fast": 32,
             "temporal_channels": (128, 64, 32, 32),
-            "image_channels": 64,
-            "critic_channels": 8,
-            "learning_rate": 5e-4,
+            "image_channels": 128,
+            "critic_channels": 32,
+            "svc_every": 1,  # at this rate five updates lead too far from the bound
+            "learning_rate": 1e-3,
+            "decay": 0.5,
             "initialisation": "lecun",
             "batch_size": 16,
-            "steps": 2_000,
+            "steps": 1_500,
         },
     }
 
