@@ -14,7 +14,7 @@ BUILT := $(STAMP)-built
 CSRC := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 FORMATTED := $(CSRC) $(wildcard tests/native/*.cpp tests/native/*.h tools/*.cu)
 
-.PHONY: help setup demo demo-warp test bench lint format kernels gpu-report sanitize weekly ci clean
+.PHONY: help setup demo demo-warp test bench models lint format kernels gpu-report sanitize weekly ci clean
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
@@ -27,6 +27,8 @@ test: $(BUILT)  ## the whole test suite on the native kernels, files side by sid
 	VGKERNELS_REQUIRE_NATIVE=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 bench: $(BUILT)  ## ops against their PyTorch peers (ARGS="flow_warp --threads 1")
 	$(PY) -m benchmarks $(ARGS)
+models: $(BUILT)  ## the tiny presets trained and scored, three seeds each; hours. Results in benchmarks/results/models
+	$(PY) -m benchmarks.models $(ARGS)
 lint: $(STAMP)  ## ruff, clang-format, mypy; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
