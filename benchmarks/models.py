@@ -10,26 +10,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import measure
+from vgkernels_models.command.flags import DataFlags
+from vgkernels_models.data.batches import Batches
+from vgkernels_models.metrics.linear_probe import linear_probe
 from vgkernels_models.metrics.scene_parts import two_stream_scores
 from vgkernels_models.metrics.score import Score
+from vgkernels_models.model import VideoModel
 from vgkernels_models.samples import write_samples
 from vgkernels_models.training.checkpoint import load_model
+from vgkernels_models.vgan import VGAN
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/models"
 SEEDS, SHOWN, POINTS = (0, 1, 2), 8, 200  # of every run; clips of a strip; points of a curve
+LABELLED, TESTED = 32, 1024  # clips of the linear probe
+ABLATIONS = (("tgan", "tgan-clip"), ("vgan", "vgan-one-stream"))
 
 
 @dataclass(frozen=True)
@@ -91,28 +100,74 @@ def one(name: str, seed: int) -> None:
     target.with_suffix(".part").replace(target)
 
 
-def own_scores(model: Any) -> list[Score]:
-    """What only this model is asked: VGAN's split into foreground and background."""
-    if type(model).__name__ != "VGAN":
+def own_scores(model: VideoModel) -> list[Score]:
+    """What only this model is asked: VGAN's foreground and background, and what its discriminator's features tell."""
+    if not isinstance(model, VGAN):
         return []
     with torch.no_grad():
         parts = model.parts(model.code(256, torch.Generator().manual_seed(0), None))
-    mask = parts.get("mask", torch.zeros_like(parts["clip"][:, :1]))
-    return two_stream_scores(parts["clip"], mask, data=model.config.data)
+    mask = parts.get("mask")
+    scores = two_stream_scores(parts["clip"], torch.zeros_like(parts["clip"][:, :1]) if mask is None else mask,
+                               data=model.config.data)  # fmt: skip
+    return [score for score in scores if mask is not None or score.name == "background flicker"] + [probed(model)]
+
+
+@torch.no_grad()
+def probed(model: VGAN) -> Score:
+    """Accuracy of a linear classifier of the direction of motion, beside that on the features before training."""
+    source = DataFlags().open(replace(model.config, data="shape-motion"))
+    clips = Batches(source, 1).reals(LABELLED + TESTED)
+    assert clips.label is not None
+    torch.manual_seed(0)
+    accuracy = {}
+    for name, judge in {"trained": model, "untrained": VGAN(model.config)}.items():
+        features = judge.eval().discriminator.features(clips.video).flatten(1)
+        sets = features[:LABELLED], clips.label[:LABELLED], features[LABELLED:], clips.label[LABELLED:]
+        accuracy[name] = linear_probe(*sets, data="VGAN's discriminator on shape-motion")
+    untrained = {"untrained": accuracy["untrained"].value}
+    return replace(accuracy["trained"], baselines={**accuracy["trained"].baselines, **untrained})
+
+
+def read(name: str) -> dict[str, dict[int, Score]]:
+    """The scores of a run by name and seed."""
+    found: dict[str, dict[int, Score]] = {}
+    for path in sorted(RESULTS.glob(f"{name}-?.json")):
+        run = json.loads(path.read_text())
+        for entry in run["scores"]:
+            found.setdefault(entry["name"], {})[run["seed"]] = Score.from_json(entry)
+    return found
+
+
+def median(values: Iterable[float]) -> str:
+    """The middle one, and the least and the most."""
+    values = sorted(values)
+    return f"{statistics.median(values):.4g} ({values[0]:.4g} to {values[-1]:.4g})"
 
 
 def table() -> str:
-    """A line for each name: the median score over seeds, its gate, and of how many seeds the gate is held."""
-    lines = ["| run | seeds | score | median (least to most) | gate | held |", "|---|---|---|---|---|---|"]
+    """A line for each score of each run: the median over seeds, how many seeds hold the gate, what stands beside it."""
+    lines = ["| run | score | median (least to most) | gate | held by | beside it |", "|---|---|---|---|---|---|"]
     for name in RUNS:
-        runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{name}-?.json"))]
-        for index, score in enumerate(runs[0]["scores"] if runs else ()):
-            every = [Score.from_json(run["scores"][index]) for run in runs]
-            values = sorted(one.value for one in every)
-            gates = sorted({one.gate for one in every if one.gate})
-            held = f"{sum(bool(one.passed) for one in every)} of {len(every)}" if gates else ""
-            spread = f"{values[len(values) // 2]:.4g} ({values[0]:.4g} to {values[-1]:.4g})"
-            lines.append(f"| {name} | {len(runs)} | {score['name']} | {spread} | {', '.join(gates)} | {held} |")
+        for score, by_seed in read(name).items():
+            scores = list(by_seed.values())
+            gates = ", ".join(sorted({each.gate for each in scores if each.gate}))
+            held = f"{sum(bool(each.passed) for each in scores)} of {len(scores)} seeds" if gates else ""
+            beside = [f"{other} {median(each.baselines[other] for each in scores)}" for other in scores[0].baselines]
+            value = median(each.value for each in scores)
+            lines.append(f"| {name} | {score} | {value} | {gates} | {held} | {', '.join(beside)} |")
+    return "\n".join(lines)
+
+
+def comparison() -> str:
+    """The ablations: equal steps, the same seeds, clips and directions."""
+    lines = ["| score | A | median of A | B | median of B | A is better |", "|---|---|---|---|---|---|"]
+    for a, b in ABLATIONS:
+        of_a, of_b = read(a), read(b)
+        for name in (name for name in of_a if name in of_b and next(iter(of_a[name].values())).better):
+            pairs = [(score, of_b[name][seed]) for seed, score in of_a[name].items() if seed in of_b[name]]
+            ours, theirs = (median(score.value for score in side) for side in zip(*pairs, strict=True))
+            won = sum(score.beats(other) for score, other in pairs)
+            lines.append(f"| {name} | {a} | {ours} | {b} | {theirs} | {won} of {len(pairs)} seeds |")
     return "\n".join(lines)
 
 
@@ -128,7 +183,7 @@ def main() -> int:
         one(options.one[0], int(options.one[1]))
         return 0
     if options.table:
-        print(table())
+        print(table(), comparison(), sep="\n\n")
         return 0
     wanted = [(name, seed) for seed in options.seeds for name in options.name or RUNS]
     todo = [(name, seed) for name, seed in wanted if not (RESULTS / f"{name}-{seed}.json").exists()]
@@ -142,7 +197,7 @@ def main() -> int:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         failed = sum(map(bool, pool.map(start, todo)))
-    print(table())
+    print(table(), comparison(), sep="\n\n")
     return int(failed > 0)
 
 
