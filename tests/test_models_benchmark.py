@@ -48,7 +48,8 @@ def test_scores_under_two_protocols_are_not_compared(results: Path) -> None:
         models.comparison()
 
 
-def test_what_only_vgan_is_asked() -> None:
+def test_what_only_vgan_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "TESTED", 64)
     names = {}
     for two_stream in (True, False):
         model = vgkernels_models.create("vgan", preset="tiny", width=4, two_stream=two_stream)
