@@ -48,10 +48,11 @@ gpu-report:  ## settle on a GPU what the emulator can't, in 8 minutes: runs/gpu-
 sanitize: $(BUILT)  ## the test suite on a CPU library with ASan and UBSan (ARGS="tests/test_flow_warp.py")
 	PYTHON=$(PY) WORKERS=$(WORKERS) tools/sanitized_suite.sh $(ARGS)
 weekly: $(BUILT)  ## the long form of all tests, sanitized, mutated; hours. Keeps what came of it in docs/proof.md
-	@mkdir -p runs; rm -f runs/weekly.xml runs/sanitized.xml; failed=0; run() { echo "=== $$*"; "$$@" || failed=1; }; \
-	run env VG_WEEKLY=1 VGKERNELS_REQUIRE_NATIVE=1 \
+	@mkdir -p runs; rm -f runs/weekly.xml runs/sanitized.xml runs/launched.txt; failed=0; run() { echo "=== $$*"; "$$@" || failed=1; }; \
+	run env VG_WEEKLY=1 VGKERNELS_REQUIRE_NATIVE=1 VGKERNELS_LAUNCHED="$(CURDIR)/runs/launched.txt" \
 	  $(PY) -m pytest -n $(WORKERS) --dist loadfile --junitxml=runs/weekly.xml; \
 	run env PYTHON=$(PY) WORKERS=$(WORKERS) tools/sanitized_suite.sh; \
+	run $(PY) tools/launched_kernels.py runs/launched.txt; \
 	run $(PY) tools/mutations.py --fresh; \
 	run env PYTHON=$(PY) tools/gpu_report.sh --dry-run runs/gpu-report; \
 	run $(PY) tools/proof.py record weekly runs/weekly.xml; \

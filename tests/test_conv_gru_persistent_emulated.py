@@ -142,9 +142,10 @@ def test_gradients_are_those_of_the_plain_loop(native):
 # ---- how the work is cut ----
 
 
-def test_blocks_do_not_change_bits(native):
+@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
+def test_blocks_do_not_change_bits(native, dtype):
     """More clips in a block, warps with more tiles, a smaller last block, one without clips."""
-    case = gaussian(2, 3, 5, 7, 32, 3, lengths=[2, 1, 2])
+    case = gaussian(2, 3, 5, 7, 32, 3, dtype, lengths=[2, 1, 2])
     native.set_device(12, 12)
     alone = check(native, case)
     assert native.plan(case.dtype, case.sizes)[:2] == [1, 3]

@@ -178,7 +178,7 @@ const char* scatter(const P& p, const FlowWarpParams& params, int64_t images, vo
                              : scatter_pixels_launch<P, 1>(p, images, sums, stream);
     if (error) return error;
   }
-  if (kSums) {
+  if constexpr (kSums) {
     const int64_t blocks = (count + kThreads - 1) / kThreads;
     if (too_many(blocks)) return kTooManyBlocks;
     VG_LAUNCH((round_sums<T>), dim3(unsigned(blocks)), dim3(kThreads), 0, stream, sums, p.grad_image, count);
