@@ -43,7 +43,8 @@ def main() -> int:
     kernels = sorted(json.loads((ROOT / BUDGETS).read_text())["kernels"])
     found = launched(Path(sys.argv[1]).read_text().splitlines())
     missing = [name for name in kernels if name not in found]
-    print(*(f"never launched: {name}" for name in missing), sep="\n")
+    for name in missing:
+        print(f"never launched: {name}")
     print(f"launched_kernels: {len(kernels) - len(missing)} of {len(kernels)} kernels")
     run = {"date": str(datetime.date.today()), **here(ROOT), "kernels": len(kernels), "missing": missing}
     (ROOT / LAUNCHED).write_text(json.dumps(run, indent=1) + "\n")
