@@ -36,8 +36,8 @@ class Page:
         self._answers, from_browser = os.pipe()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
         flags += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--mute-audio"]
-        # the browser reads commands from its descriptor 3 and answers on 4
-        shell = f'exec 3<&{to_browser} 4>&{from_browser}; exec "$@"'
+        # the browser reads commands from its descriptor 3 and answers on 4; it can't run under a sanitizer's library
+        shell = f'unset LD_PRELOAD; exec 3<&{to_browser} 4>&{from_browser}; exec "$@"'
         flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}"]
         self._process = subprocess.Popen(
             ["bash", "-c", shell, "-", find_chromium(), *flags],
@@ -46,6 +46,13 @@ class Page:
         os.close(to_browser)
         os.close(from_browser)
         self._buffer, self._number, self._session, self.events = b"", 0, "", list[dict[str, Any]]()
+        try:
+            self._attach(width, height, dark)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _attach(self, width: int, height: int, dark: bool) -> None:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
