@@ -281,5 +281,17 @@ def test_a_half_written_checkpoint_is_ignored_and_cleaned(damaged: Path) -> None
     stray = damaged / "checkpoints/.partial-000009"
     shutil.copytree(damaged / "checkpoints/step-000006", stray)
     assert checkpoint_to_resume(RunFolder(damaged)) == damaged / "checkpoints/step-000006"
-    open_run(damaged, read_record(damaged), resume=True)
-    assert not stray.exists()
+    with open_run(damaged, read_record(damaged), resume=True):
+        assert not stray.exists()
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(damaged: Path) -> None:
+    record = read_record(damaged)
+    with open_run(damaged, record, resume=True):
+        stray = damaged / "checkpoints/.partial-000009"  # what that process is writing
+        stray.mkdir()
+        with pytest.raises(ValueError, match="another process is training there"):
+            open_run(damaged, record, resume=True)
+        assert stray.exists()
+    with open_run(damaged, record, resume=True):
+        assert not stray.exists()

@@ -24,7 +24,7 @@ from vgkernels_models.data.batch import Batch
 from vgkernels_models.model import ModelConfig, Step, VideoModel
 from vgkernels_models.training.checkpoint import load_model
 from vgkernels_models.training.ranks import Ranks, join
-from vgkernels_models.training.run_folder import Record, checkpoint_to_resume, open_run
+from vgkernels_models.training.run_folder import Record, RunFolder, checkpoint_to_resume, open_run
 from vgkernels_models.training.trainer import Trainer, TrainingOptions
 
 
@@ -137,9 +137,10 @@ def make_trainer(
     torch.manual_seed(options.seed + ranks.rank)  # ranks begin differently: the broadcast has to make them equal
     model = Fake(config)
     if ranks.first:
-        open_run(out, record, resume)
+        with open_run(out, record, resume):
+            pass
     ranks.wait()
-    run = open_run(out, record, True)
+    run = RunFolder(out)
     trainer = Trainer(model, Clips(config, ranks), run, record, options, ranks)
     if resume and (checkpoint := checkpoint_to_resume(run)):
         trainer.resume(checkpoint)

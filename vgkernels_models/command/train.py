@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 
 import torch
@@ -32,14 +33,13 @@ def train(name: str, arguments: Sequence[str]) -> int:
     """
     flags = train_flags(name, model_class(name), arguments)
     check_loggers(tensorboard=flags.training.tensorboard, wandb=flags.training.wandb)
-    ranks = join(flags.training.device)
-    try:
-        return _train(name, flags, ranks)
-    finally:
-        ranks.leave()
+    with ExitStack() as held:
+        ranks = join(flags.training.device)
+        held.callback(ranks.leave)
+        return _train(name, flags, ranks, held)
 
 
-def _train(name: str, flags: TrainFlags, ranks: Ranks) -> int:
+def _train(name: str, flags: TrainFlags, ranks: Ranks, held: ExitStack) -> int:
     def say(text: str) -> None:
         if ranks.first:
             print(text, flush=True)
@@ -57,7 +57,7 @@ def _train(name: str, flags: TrainFlags, ranks: Ranks) -> int:
         check_run(flags.out, record, flags.resume)  # likewise
         source = flags.data.open(config)
         record = replace(record, source=source.description)
-        open_run(flags.out, record, flags.resume)
+        held.enter_context(open_run(flags.out, record, flags.resume))
     ranks.wait()  # until the first rank has filled the cache, and made or checked the run
     if not ranks.first:
         source = flags.data.open(config)

@@ -15,12 +15,14 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 import vgkernels
 from vgkernels_models.report.page import write_whole
@@ -122,18 +124,31 @@ def check_run(path: Path, record: Record, resume: bool) -> None:
         raise ValueError(f"{path}: expected a new or empty folder, or a run; got other files and no config.json")
 
 
-def open_run(path: Path, record: Record, resume: bool) -> RunFolder:
+def open_run(path: Path, record: Record, resume: bool) -> AbstractContextManager[object]:
     """Starts a run, or takes one up: writes its config.json. For the first rank; the others take `RunFolder(path)`.
 
+    Returns:
+        The hold on the folder, for as long as the run is trained; it also ends with the process.
+
     Raises:
-        ValueError: as `check_run`.
+        ValueError: as `check_run`, or another process trains there.
     """
     check_run(path, record, resume)
     run = RunFolder(path)
     path.mkdir(parents=True, exist_ok=True)
+    hold = _hold(path)
     clean(run.checkpoints)
     write_whole(run.config, json.dumps({"schema": 1, **asdict(record)}, indent=1) + "\n")
-    return run
+    return hold
+
+
+def _hold(path: Path) -> AbstractContextManager[object]:
+    try:
+        return FileLock(path / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{path}: another process is training there; another --out starts anew") from error
+    except NotImplementedError:  # a file system without locks
+        return nullcontext()
 
 
 def read_record(path: Path) -> Record:
