@@ -66,7 +66,8 @@ class MoCoGANConfig(ModelConfig):
             "batch_size": 16,
             "image_batch": 16,
             "learning_rate": 5e-4,
-            "steps": 1_500,
+            "decay": 0.5,
+            "steps": 1_250,
         },
     }
 

@@ -59,7 +59,10 @@ class VGANConfig(ModelConfig):
             "width": 16,
             "initial_std": 0.02,
             "batch_size": 16,
-            "steps": 1_000,
+            "sparsity": 2.0,
+            "learning_rate": 5e-4,
+            "decay": 0.5,
+            "steps": 2_000,
         },
     }
 
