@@ -61,7 +61,7 @@ class MoCoGANConfig(ModelConfig):
             "size": 32,
             "z_content": 16,
             "z_motion": 8,
-            "generator_width": 16,
+            "generator_width": 32,
             "judge_width": 8,
             "batch_size": 16,
             "image_batch": 16,

@@ -76,7 +76,7 @@ class TGANConfig(ModelConfig):
             "decay": 0.5,
             "initialisation": "lecun",
             "batch_size": 16,
-            "steps": 1_500,
+            "steps": 1_250,
         },
     }
 
