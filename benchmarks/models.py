@@ -2,7 +2,7 @@
 
 Each run trains from one seed, is scored at N = 1024 against its gates, and leaves losses, scores and a strip of samples
 in benchmarks/results/models/: NAME-SEED.json and .png. Runs that are there already are skipped, so it can be stopped.
-`--table` writes docs/models.md's tables from these files. An ablation has equal steps on both sides and three seeds.
+`--table` writes the tables of docs/tiny_presets.md from these files. An ablation has equal steps on both sides.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/models"
 SEEDS, SHOWN, POINTS = (0, 1, 2), 8, 200  # of every run; clips of a strip; points of a curve
 LABELLED, TESTED = 32, 1024  # clips of the linear probe
-ABLATIONS = (("tgan", "tgan-clip"), ("vgan", "vgan-one-stream"))
+PAGE, MARK = ROOT / "docs/tiny_presets.md", "<!-- by python -m benchmarks.models --table -->\n"
+COMPARED = (  # A, B, and the score that is compared, where it is one
+    ("tgan", "tgan-clip", None),
+    ("vgan", "vgan-one-stream", None),
+    ("tgan", "vgan", "ACD-C"),
+    ("mocogan", "tgan", "ACD-C"),
+)
 
 
 @dataclass(frozen=True)
@@ -159,16 +165,26 @@ def table() -> str:
 
 
 def comparison() -> str:
-    """The ablations: equal steps, the same seeds, clips and directions."""
-    lines = ["| score | A | median of A | B | median of B | A is better |", "|---|---|---|---|---|---|"]
-    for a, b in ABLATIONS:
+    """Two runs at a time: the same seeds, clips and directions; an ablation has equal steps too."""
+    lines = ["| score | A | median of A | B | median of B | A / B | A is better |", "|---|---|---|---|---|---|---|"]
+    for a, b, only in COMPARED:
         of_a, of_b = read(a), read(b)
         for name in (name for name in of_a if name in of_b and next(iter(of_a[name].values())).better):
             pairs = [(score, of_b[name][seed]) for seed, score in of_a[name].items() if seed in of_b[name]]
-            ours, theirs = (median(score.value for score in side) for side in zip(*pairs, strict=True))
-            won = sum(score.beats(other) for score, other in pairs)
-            lines.append(f"| {name} | {a} | {ours} | {b} | {theirs} | {won} of {len(pairs)} seeds |")
+            if only not in (None, name) or not pairs:
+                continue
+            ours, theirs = ([score.value for score in side] for side in zip(*pairs, strict=True))
+            ratio = statistics.median(ours) / statistics.median(theirs)
+            won = f"{sum(score.beats(other) for score, other in pairs)} of {len(pairs)} seeds"
+            lines.append(f"| {name} | {a} | {median(ours)} | {b} | {median(theirs)} | {ratio:.2f} | {won} |")
     return "\n".join(lines)
+
+
+def page(text: str) -> str:
+    """The page with its tables, what stands between two marks, as the results have them now."""
+    parts = text.split(MARK)
+    parts[1::2] = [f"\n{each}\n\n" for each in (table(), comparison())]
+    return MARK.join(parts)
 
 
 def main() -> int:
@@ -176,14 +192,14 @@ def main() -> int:
     parser.add_argument("name", nargs="*", choices=[[], *RUNS], help="runs; all by default")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--table", action="store_true", help="train nothing, print the table of what is there")
+    parser.add_argument("--table", action="store_true", help="train nothing, write the tables of what is there")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         one(options.one[0], int(options.one[1]))
         return 0
     if options.table:
-        print(table(), comparison(), sep="\n\n")
+        PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
         return 0
     wanted = [(name, seed) for seed in options.seeds for name in options.name or RUNS]
     todo = [(name, seed) for name, seed in wanted if not (RESULTS / f"{name}-{seed}.json").exists()]

@@ -37,8 +37,14 @@ def test_table_and_comparison(results: Path) -> None:
     assert lines[2] == "| tgan | SWD of clips | 0.2 (0.1 to 0.3) | ≤ 0.25 | 2 of 3 seeds | black 0.5 (0.5 to 0.5) |"
     assert len(lines) == 6
     assert models.comparison().splitlines()[2:] == [  # seeds 0 and 1 alone are on both sides
-        "| SWD of clips | tgan | 0.2 (0.1 to 0.3) | tgan-clip | 0.275 (0.25 to 0.3) | 1 of 2 seeds |"
+        "| SWD of clips | tgan | 0.2 (0.1 to 0.3) | tgan-clip | 0.275 (0.25 to 0.3) | 0.73 | 1 of 2 seeds |"
     ]
+    assert models.page(f"a{models.MARK}old{models.MARK}b{models.MARK}{models.MARK}c").count("| tgan-clip |") == 3
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    text = models.PAGE.read_text("utf-8")
+    assert models.page(text) == text
 
 
 def test_scores_under_two_protocols_are_not_compared(results: Path) -> None:
