@@ -59,7 +59,7 @@ class VGANConfig(ModelConfig):
             "width": 16,
             "initial_std": 0.02,
             "batch_size": 16,
-            "sparsity": 2.0,
+            "sparsity": 5.0,
             "learning_rate": 5e-4,
             "decay": 0.5,
             "steps": 2_000,
