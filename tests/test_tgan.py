@@ -97,6 +97,23 @@ def test_generators_equal_the_formula() -> None:
     torch.testing.assert_close(model(z), frames.view(3, 16, 1, 32, 32).transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
+def test_critic_equals_the_formula() -> None:
+    model = tiny(classes=3).train()
+    state = dict(model.vdis.named_parameters())
+    clip, label = torch.rand(2, 3, 32, 32, 32) * 2 - 1, torch.tensor([2, 0])  # two times after the last 3-D layer
+    labels = torch.stack([torch.ones(2, 32, 32, 32) * (label == k)[:, None, None, None] for k in range(3)], 1)
+    h = torch.cat([clip, labels], 1)
+    for i in range(4):
+        h = F.conv3d(h, state[f"c{i}.weight"], state[f"c{i}.bias"], 2, 1)
+        if i > 0:
+            mean, var = h.mean((0, 2, 3, 4), keepdim=True), h.var((0, 2, 3, 4), unbiased=False, keepdim=True)
+            h = (h - mean) / (var + 2e-5).sqrt() * state[f"bn{i}.weight"][:, None, None, None]
+        h = torch.where(h > 0, h, 0.2 * h)
+    seconds = [F.conv2d(h[:, :, t], state["c4.weight"], state["c4.bias"]).view(2) for t in range(h.shape[2])]
+    expected = torch.stack(seconds).mean(0)
+    torch.testing.assert_close(model.judge(clip, model.one_hot(label, 2)), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("initialisation", ["ucf", "uniform", "lecun"])
 def test_initialisation(initialisation: str) -> None:
     torch.manual_seed(0)
@@ -115,6 +132,9 @@ def test_initialisation(initialisation: str) -> None:
 
 def test_all_gradients_are_taken_at_the_same_weights() -> None:
     """One step equals the losses' gradients at the weights before it, each part by its own."""
+    for optimizer in vgkernels_models.create("tgan").optimizers().values():
+        assert isinstance(optimizer, torch.optim.RMSprop)
+        assert (optimizer.defaults["lr"], optimizer.defaults["alpha"]) == (5e-5, 0.99)
     model, twin = tiny(constraint="none").train(), tiny(constraint="none").train()
     batch = clips(model)
     torch.manual_seed(7)
@@ -154,12 +174,21 @@ def test_svc_at_every_fifth_update() -> None:
 
 
 def test_weight_clipping_and_the_normal_gan() -> None:
-    model = tiny(constraint="clip", clip=0.02, loss="gan").train()
-    with torch.no_grad():
-        model.vdis.c0.weight.fill_(3.0)
-    said = model.training_step(clips(model), RecordingStep(model))
+    settings = {"constraint": "clip", "clip": 0.02, "loss": "gan"}
+    model, twin = tiny(**settings, noise=0.0).train(), tiny(**settings, noise=0.0).train()
+    for each in (model, twin):
+        with torch.no_grad():
+            each.vdis.c0.weight.fill_(3.0)
+    batch = clips(model)
+    torch.manual_seed(7)
+    said = model.training_step(batch, RecordingStep(model))
     assert max(parameter.abs().max().item() for parameter in model.vdis.parameters()) <= 0.02 + 1e-7
-    assert all(value > 0 for value in said.values())  # cross-entropies
+    torch.manual_seed(7)
+    on_fake = twin.vdis(twin(torch.rand(4, 6) * 2 - 1)).sigmoid()
+    on_real = twin.vdis((batch.video * 127.5 - 0.5) / 128).sigmoid()
+    torch.testing.assert_close(said["generator"], -on_fake.log().mean())
+    torch.testing.assert_close(said["critic"], -(1 - on_fake).log().mean() - on_real.log().mean())
+    model = tiny(**settings).train()
     h = torch.zeros(2, 3)
     assert model.vdis.activate(h).any()  # noise before activations, in training only
     assert not model.eval().vdis.activate(h).any()

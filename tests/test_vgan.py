@@ -94,7 +94,7 @@ def test_the_blend_and_its_range() -> None:
 
 
 def test_streams_and_judge_equal_the_formula() -> None:
-    model = tiny().eval()
+    model = tiny(initial_std=0.2).eval()  # the logits are far from 0
     z = torch.randn(2, 6, 1, 1)
     at = model.get_parameter
     h = z[:, :, None]
@@ -128,6 +128,9 @@ def test_initialisation() -> None:
 
 def test_losses_and_order() -> None:
     """D first; then G is judged by the new D, on the same z; the penalty is a mean."""
+    for optimizer in vgkernels_models.create("vgan").optimizers().values():
+        assert isinstance(optimizer, torch.optim.Adam)
+        assert (optimizer.defaults["lr"], optimizer.defaults["betas"]) == (2e-4, (0.5, 0.999))
     model = tiny().train()
     batch = clips(model)
     before = model.discriminator.get_parameter("conv1.weight").clone()
