@@ -100,8 +100,14 @@ def test_order_and_fresh_fakes() -> None:
     model = tiny().train()
     batch = clips(model)
     seen: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
+    judged: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
+
+    def keep(kind: str, shown: torch.Tensor, answer: tuple[torch.Tensor, torch.Tensor]) -> None:
+        seen[kind].append(shown.detach())
+        judged[kind].append(answer[0].detach().sigmoid())  # how real it seems
+
     hooks = [
-        judge.register_forward_pre_hook(lambda _, inputs, kind=kind: seen[kind].append(inputs[0].detach()))
+        judge.register_forward_hook(lambda _, shown, answer, kind=kind: keep(kind, shown[0], answer))
         for kind, judge in (("image", model.image_judge), ("video", model.video_judge))
     ]
     step = RecordingStep(model)
@@ -117,6 +123,14 @@ def test_order_and_fresh_fakes() -> None:
     real, fake, fresh = seen["video"]
     assert real is batch.video or torch.equal(real, batch.video)
     assert not torch.equal(fake, fresh)
+    for kind, (on_real, on_fake, _) in judged.items():
+        torch.testing.assert_close(said[f"{kind} judge"], -on_real.log().mean() - (1 - on_fake).log().mean())
+    fooled = -sum(on_fresh.log().mean() for _, _, on_fresh in judged.values())
+    torch.testing.assert_close(said["generator"], fooled)
+    for optimizer in vgkernels_models.create("mocogan").optimizers().values():
+        assert isinstance(optimizer, torch.optim.Adam)
+        wanted = {"lr": 2e-4, "betas": (0.5, 0.999), "weight_decay": 1e-5}
+        assert {name: optimizer.defaults[name] for name in wanted} == wanted
 
 
 def test_who_learns_from_whom() -> None:

@@ -81,6 +81,19 @@ def test_the_conditional_variant() -> None:
         tiny().sample(2, condition=first)
 
 
+def test_the_first_frames_error_has_its_weight() -> None:
+    gradients = []
+    for weight in (10.0, 0.0):
+        twin = tiny(conditional=True, first_frame=weight).train()
+        batch = clips(twin)
+        twin.training_step(batch, RecordingStep(twin))
+        gradients.append(twin.video.fg.weight.grad.clone())
+    twin, first = tiny(conditional=True).train(), batch.video[:, :, 0]
+    error = (twin.parts(twin.code(len(batch), None, first))["clip"][:, :, 0] - first).abs().mean()
+    expected = torch.autograd.grad(10 * error, twin.video.fg.weight)[0]
+    torch.testing.assert_close(gradients[0] - gradients[1], expected, atol=1e-6, rtol=1e-3)
+
+
 def test_the_blend_and_its_range() -> None:
     model = tiny().train()
     parts = model.parts(model.code(3, None, None))
