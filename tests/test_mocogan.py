@@ -72,10 +72,12 @@ def test_the_papers_layers() -> None:
 
 
 def test_generator_equals_the_formula() -> None:
-    """The GRU with its gates written out; content before motion in a frame's latent."""
-    model = tiny().eval()
-    latents = model.latents(2, 5, torch.Generator().manual_seed(1), None)
+    """The GRU with its gates written out; content, category, motion in a frame's latent."""
+    model = tiny(categories=2).eval()
     generator = torch.Generator().manual_seed(1)
+    latents = model.latents(2, 5, generator, torch.tensor([0, 1]))
+    generator.manual_seed(1)
+    torch.randint(2, (2,), generator=generator)  # drawn, though classes are given
     content, h, noise = (torch.randn(*shape, generator=generator) for shape in ((2, 6), (2, 3), (2, 5, 3)))
     cell = model.generator.recurrent
     path = []
@@ -87,7 +89,7 @@ def test_generator_equals_the_formula() -> None:
         path.append(h)
     torch.testing.assert_close(latents.motion, torch.stack(path, 1), atol=1e-6, rtol=1e-5)
 
-    x = torch.cat([content[1], path[3][1]])[None, :, None, None]
+    x = torch.cat([content[1], torch.tensor([0.0, 1.0]), path[3][1]])[None, :, None, None]
     for i, (stride, padding) in enumerate([(1, 0), (2, 1), (2, 1), (2, 1)]):
         x = F.conv_transpose2d(x, model.get_parameter(f"generator.main.{3 * i}.weight"), None, stride, padding)
         if i < 3:
@@ -155,7 +157,13 @@ def test_who_teaches_the_head_of_categories(info: str) -> None:
     model = tiny(categories=2, info=info, weight_decay=0.0, noise=0.0).train()
     head = model.video_judge.main[-1].weight
     before = head.detach().clone()
-    model.training_step(clips(model, classes=2), RecordingStep(model))
+    named: list[torch.Tensor] = []
+    hook = model.video_judge.register_forward_hook(lambda _, __, answer: named.append(answer[1].detach()))
+    batch = clips(model, classes=2)
+    said = model.training_step(batch, RecordingStep(model))
+    hook.remove()
+    if info == "supervised":  # the judge sees what is real first
+        torch.testing.assert_close(said["category"], F.cross_entropy(named[0], batch.label))
     assert not torch.equal(head[0], before[0])
     assert torch.equal(head[1:], before[1:]) == (info == "code")
     if info == "supervised":
