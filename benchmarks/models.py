@@ -145,9 +145,10 @@ def read(name: str) -> dict[str, dict[int, Score]]:
 
 
 def median(values: Iterable[float]) -> str:
-    """The middle one, and the least and the most."""
+    """The middle one, and the least and the most where they differ."""
     values = sorted(values)
-    return f"{statistics.median(values):.4g} ({values[0]:.4g} to {values[-1]:.4g})"
+    spread = f" ({values[0]:.4g} to {values[-1]:.4g})" if values[0] < values[-1] else ""
+    return f"{statistics.median(values):.4g}{spread}"
 
 
 def table() -> str:

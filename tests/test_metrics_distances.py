@@ -216,7 +216,7 @@ def test_a_torchscript_file_is_called_as_stylegan_v_does_and_named_by_its_hash(t
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_a_network_that_can_not_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt: expected a TorchScript file"):
+    with pytest.raises(FileNotFoundError, match=r"expected a TorchScript file of .*nowhere\.pt"):
         FVD(tmp_path / "nowhere.pt")
     (tmp_path / "text.pt").write_text("not a network")
     with pytest.raises(ValueError, match=r"text\.pt: expected a TorchScript file"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,22 @@ def test_it_removes_no_other_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(["demo", "--steps", "1", "--out", str(tmp_path / "run")]) == 2
     assert "a run is there already" in capsys.readouterr().err
     assert (tmp_path / "run/checkpoints/step-000001").is_dir()
+
+
+@pytest.mark.parametrize("name", ["my demo", "demo.mp4"])
+def test_a_run_of_such_a_name_is_no_demo(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder = tmp_path / name
+    flags = ["--preset", "tiny", "--steps", "1", "--batch-size", "2", "--out", str(run_folder)]
+    assert run(["train", "tgan", *flags]) == 0
+    assert run(["demo", "--steps", "1", "--out", str(run_folder)]) == 2
+    assert (run_folder / "checkpoints/step-000001").is_dir()
+
+
+def test_a_demo_needs_clips_to_be_scored_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "clips.npy", np.zeros((3, 16, 32, 32, 3), np.uint8))
+    assert run(["demo", "--data", str(tmp_path / "clips.npy"), "--out", str(tmp_path / "demo")]) == 2
+    assert "expected data of at least 4 clips, to be scored with, got 3" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_what_the_op_is_compared_with_does_the_same() -> None:

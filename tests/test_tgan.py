@@ -238,3 +238,10 @@ def test_no_beta_is_no_parameter() -> None:
     layer = batch_norm(nn.BatchNorm2d, 4, beta=False)
     assert [name for name, _ in layer.named_parameters()] == ["weight"]
     assert "bias" in layer.state_dict()
+
+
+def test_panels_of_a_few_clips() -> None:
+    model = tiny(classes=3).eval()
+    batch = clips(model, classes=3)[:2]
+    with torch.no_grad():
+        assert model.panels(batch, torch.Generator())[0].clips.shape[1] == 2

@@ -285,6 +285,23 @@ def test_a_half_written_checkpoint_is_ignored_and_cleaned(damaged: Path) -> None
         assert not stray.exists()
 
 
+def test_a_checkpoint_that_has_no_room_leaves_the_others(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    monkeypatch.setattr(torch, "save", full)
+    model = load_model(run)
+    with pytest.raises(CheckpointError, match=r"step-000009: can't be written \(PytorchStreamWriter failed"):
+        checkpoints.save(run / "checkpoints", 9, read_record(run).identity, model.state_dict(), None, {})
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+
+
+def test_the_weights_can_be_read_by_whoever_can_read_the_rest(run: Path) -> None:
+    modes = {path.stat().st_mode for path in (run / "checkpoints/step-000006").iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_run_is_trained_by_one_process_at_a_time(damaged: Path) -> None:
     record = read_record(damaged)
     with open_run(damaged, record, resume=True):

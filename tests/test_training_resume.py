@@ -177,14 +177,14 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match=r"expected a new or empty folder, or a run; got other files"):
         fakes.train(tmp_path / "run")
-    with pytest.raises(ValueError, match="expected a folder for the run, got a file"):
+    with pytest.raises(ValueError, match="expected a folder of the run, got a file"):
         fakes.train(tmp_path / "file")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
 def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"lr": 1}))
-    with pytest.raises(CheckpointError, match=r"config\.json: not the configuration of a run \(KeyError\('model'\)\)"):
+    with pytest.raises(CheckpointError, match=r"config\.json: not the configuration of a run \(KeyError\('config'\)\)"):
         read_record(tmp_path)
     with pytest.raises(CheckpointError, match="no run there"):
         read_record(tmp_path / "none")

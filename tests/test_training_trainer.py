@@ -20,13 +20,15 @@ pytest.importorskip("safetensors", reason="safetensors is not installed: pip ins
 import training_fakes as fakes
 from training_fakes import FakeConfig, TrainingOptions
 
+import vgkernels_models
 from vgkernels_models.data.batch import Batch
 from vgkernels_models.model import Step
 from vgkernels_models.training.checkpoint import checkpoints
 from vgkernels_models.training.progress import Progress, check_loggers, peak_memory
 from vgkernels_models.training.ranks import find_device
+from vgkernels_models.training.run_folder import Record, RunFolder
 from vgkernels_models.training.step import OptimizerStep
-from vgkernels_models.training.trainer import NonFinite
+from vgkernels_models.training.trainer import NonFinite, Trainer
 
 
 def sgd(*tensors: Tensor) -> torch.optim.Optimizer:
@@ -166,6 +168,18 @@ def test_bf16_is_autocast(tmp_path: Path) -> None:
         trainer.fit()
         assert trainer.model.critic[0].weight.dtype == torch.float32
     assert dtypes == {(False, torch.float32), (True, torch.bfloat16)}
+
+
+def test_bf16_sees_the_weights_of_each_update(tmp_path: Path) -> None:
+    """VGAN's generator is judged by the discriminator after its update; autocast's cache would keep it from before."""
+    losses = []
+    for bf16 in (False, True):
+        torch.manual_seed(0)
+        model = vgkernels_models.create("vgan", "tiny", batch_size=4)
+        batches, run = fakes.Clips(model.config), RunFolder(tmp_path)
+        trainer = Trainer(model, batches, run, Record("vgan", "tiny", {}, {}), TrainingOptions(bf16=bf16))
+        losses.append(trainer._update(next(batches.starting_at(0)))["generator"].item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_compile_is_opt_in_and_compiles_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

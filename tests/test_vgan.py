@@ -201,3 +201,10 @@ def test_refusals(changes: dict, message: str) -> None:
         tiny(**changes)
     with pytest.raises(ValueError, match="makes no others, got length = 8"):
         tiny().sample(1, length=8)
+
+
+def test_panels_of_a_few_clips() -> None:
+    model = tiny(conditional=True).eval()
+    batch = clips(model)[:2]
+    with torch.no_grad():
+        assert model.panels(batch, torch.Generator())[0].clips.shape[1] == 2

@@ -45,6 +45,7 @@ class FakeConfig(ModelConfig):
     breaks_at: int = -1  # the step whose critic loss is NaN
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "tiny": {"steps": 5}}
+    LEAST = {**ModelConfig.LEAST, "breaks_at": -1}  # noqa: RUF012
 
 
 class Fake(VideoModel):

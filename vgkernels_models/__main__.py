@@ -18,6 +18,9 @@ NEEDED = {"av": "av", "PIL": "pillow", "rich": "rich", "safetensors": "safetenso
 def main(arguments: Sequence[str] | None = None) -> int:
     """`command.main.run`; also 2 where a package is missing, and 130 when interrupted."""
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing and sys.version_info < (3, 11):
+        print("vgkernels_models: expected Python 3.11 or later, which PyAV needs", file=sys.stderr)
+        return 2
     if missing:
         print(
             f"vgkernels_models: {', '.join(missing)} not installed: pip install 'vgkernels[models]', "

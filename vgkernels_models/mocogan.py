@@ -11,7 +11,7 @@ A GRU walks through the motion subspace, an image generator draws every frame, o
 
 Faithful: layers and their order, noise before the discriminators' layers, Adam with weight decay, D_I then D_V then G
 with fresh fakes for each, a generator's loss that does not saturate. Ours: S_1 takes its frames from the step's clips,
-which has the same law, as D_I and D_V never meet in one loss; frame sizes of 2^L 4; how categories are learnt can be
+so that of a long video those near its ends come less often; frame sizes of 2^L 4; how categories are learnt can be
 chosen (`info`), as the published command never trains the head that it asks. No op of vgkernels is needed: R_M is a
 plain GRU cell of 10 units, not the conv-GRU.
 """
@@ -54,6 +54,10 @@ class MoCoGANConfig(ModelConfig):
     weight_decay: float = 1e-5  # on all weights
     legacy_norm: bool = False  # batch norm's gamma starts from U(0, 1), as torch had it then, in place of 1
 
+    LEAST: ClassVar[Mapping[str, int]] = {
+        **ModelConfig.LEAST,
+        **dict.fromkeys(("z_content", "z_motion", "generator_width", "judge_width", "image_batch"), 1),
+    }
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "small": {"size": 32, "generator_width": 32, "judge_width": 32, "steps": 5_000},

@@ -7,6 +7,7 @@ and knows no model's name; a model calls `Step` and knows nothing of devices, ra
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
@@ -37,6 +38,18 @@ class ModelConfig:
     decay: float = 0.0  # last share of the steps, in which the learning rate falls linearly to 0; 0 for none
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}  # name -> what differs from the defaults
+    LEAST: ClassVar[Mapping[str, int]] = dict.fromkeys(("frames", "size", "stride", "batch_size", "steps"), 1)
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that no model can do with: below `LEAST`, or else below 0, or not finite."""
+        for name, value in vars(self).items():
+            least = self.LEAST.get(name, 0)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not least <= number < math.inf:
+                    finite = "" if math.isfinite(number) else " and finite"
+                    raise ValueError(f"expected {name} to be at least {least}{finite}, got {value}")
+        if self.decay > 1:
+            raise ValueError(f"expected decay to be a share of the steps from 0 to 1, got {self.decay}")
 
     @classmethod
     def preset(cls: type[C], name: str, **changes: Any) -> C:
@@ -128,10 +141,12 @@ class VideoModel(nn.Module):
             (n, C, T, H, W) floating point in [-1, 1], on the model's device.
 
         Raises:
-            ValueError: n < 1, or a condition or length that this model can't follow.
+            ValueError: n or length < 1, or a condition or length that this model can't follow.
         """
         if n < 1:
             raise ValueError(f"sample: expected n to be at least 1, got {n}")
+        if length is not None and length < 1:
+            raise ValueError(f"sample: expected length to be at least 1, got {length}")
         if condition is not None and len(condition) != n:
             raise ValueError(f"sample: expected condition to have n = {n} rows, got {tuple(condition.shape)}")
         generator = generator or torch.Generator().manual_seed(seed)

@@ -44,7 +44,7 @@ class TGANConfig(ModelConfig):
     image_channels: int = 512  # widest layer of G_1, halved at each of four layers
     critic_channels: int = 64  # narrowest layer of D, doubled at each of three layers
     classes: int = 0  # of the conditional variant: labels enter G_0, G_1 and D; 0 leaves them out
-    loss: Literal["wasserstein", "gan"] = "wasserstein"  # "gan": sigmoid cross-entropy, the paper's "normal GAN"
+    loss: Literal["wasserstein", "gan"] = "wasserstein"  # "gan": the paper's "normal GAN", with constraint = "none"
     constraint: Literal["svc", "clip", "none"] = "svc"  # how D is held: singular values, or all weights, are clipped
     svc_every: int = 5  # updates between two singular value clippings
     clip: float = 0.01  # largest weight under constraint = "clip", after every update
@@ -52,6 +52,12 @@ class TGANConfig(ModelConfig):
     learning_rate: float = 5e-5  # of RMSprop, alpha = 0.99
     initialisation: Literal["ucf", "uniform", "lecun"] = "ucf"  # "ucf": U(-0.01, 0.01) in G_1, else LeCun's normal
 
+    LEAST: ClassVar[Mapping[str, int]] = {
+        **ModelConfig.LEAST,
+        **dict.fromkeys(("z_slow", "z_fast", "temporal_channels", "critic_channels", "svc_every"), 1),
+        "image_channels": 16,
+        "batch_size": 2,
+    }
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "small": {
@@ -284,8 +290,8 @@ class TGAN(VideoModel):
         return batch.label if self.config.classes else None
 
     def panels(self, batch: Batch, generator: torch.Generator) -> list[Panel]:
-        seed = int(torch.randint(2**31, (), generator=generator))
-        clips = self.interpolate(6, seed=seed, condition=self.condition(batch[:6]))
+        seed, shown = int(torch.randint(2**31, (), generator=generator)), batch[:6]
+        clips = self.interpolate(len(shown), seed=seed, condition=self.condition(shown))
         note = "Three frames between each two, decoded from interpolated z_1: motion should stay smooth."
         return [Panel("Frame interpolation", note, clips[None])]
 

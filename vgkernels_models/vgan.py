@@ -48,6 +48,7 @@ class VGANConfig(ModelConfig):
     learning_rate: float = 2e-4  # of Adam, betas = (0.5, 0.999)
     initial_std: float = 0.01  # of all weights of convolutions
 
+    LEAST: ClassVar[Mapping[str, int]] = {**ModelConfig.LEAST, "z": 1, "width": 1}
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "small": {"frames": 16, "size": 32, "stride": 2, "width": 32, "initial_std": 0.02, "steps": 5_000},
@@ -244,7 +245,8 @@ class VGAN(VideoModel):
         return batch.video[:, :, 0] if self.config.conditional else None
 
     def panels(self, batch: Batch, generator: torch.Generator) -> list[Panel]:
-        parts = self.parts(self.code(6, generator, self.condition(batch[:6])))
+        shown = batch[:6]
+        parts = self.parts(self.code(len(shown), generator, self.condition(shown)))
         if "mask" not in parts:
             return []
         clip, mask, channels = parts["clip"], parts["mask"], self.config.channels

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from vgkernels import SingularValueClipping, random_projections, sliced_wasserstein
 from vgkernels_models.command.evaluate import evaluate_run
-from vgkernels_models.command.flags import parse, sources_of
+from vgkernels_models.command.flags import DataFlags, parse, sources_of
 from vgkernels_models.command.sample import sample
 from vgkernels_models.command.train import train
 from vgkernels_models.data.batches import Batches
 from vgkernels_models.report import page
-from vgkernels_models.tgan import TGAN
+from vgkernels_models.tgan import TGAN, TGANConfig
 from vgkernels_models.training.checkpoint import load_model
-from vgkernels_models.training.run_folder import RunFolder, read_record
+from vgkernels_models.training.run_folder import hold
 
 _REPEATS, _CLIPS = 7, 256
 Row = tuple[str, float, float]  # what, milliseconds of ours, of plain PyTorch
@@ -47,6 +47,9 @@ def demo(arguments: Sequence[str]) -> int:
         ValueError, CheckpointError, DataError: what the user can set right.
     """
     flags = parse(DemoFlags, "demo", arguments)
+    source = DataFlags().open(TGANConfig.preset("tiny", data=flags.data, stride=1))
+    if len(source) < 4:
+        raise ValueError(f"demo: expected data of at least 4 clips, to be scored with, got {len(source)}")
     _make_room(flags.out)
     run = str(flags.out)
     settings = ["--preset", "tiny", "--stride", "1", "--data", flags.data, "--steps", str(flags.steps)]
@@ -64,9 +67,18 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 def _make_room(out: Path) -> None:
-    """Removes an earlier demo; anything else that is there is left, and `train` refuses it."""
-    if RunFolder(out).config.exists() and " demo" in read_record(out).command:
-        shutil.rmtree(out)
+    """Empties the folder of an earlier demo; anything else that is there is left, and `train` refuses it."""
+    mark = out / ".demo"
+    if mark.exists():
+        with hold(out):
+            for entry in out.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif not entry.name.startswith("."):
+                    entry.unlink()
+    elif not out.exists():
+        out.mkdir(parents=True)
+        mark.touch()
 
 
 def kernel_speed(run: Path) -> list[Row]:

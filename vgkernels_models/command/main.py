@@ -6,6 +6,7 @@ Decides that and the help of the whole; each command's flags are in its own file
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from vgkernels_models.command.train import train
 from vgkernels_models.report.encode import EncodeError
 from vgkernels_models.training.trainer import NonFinite
 
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # often without a file's name
 _HELP = f"""usage: {PROGRAM} COMMAND ...
 
   list              the models and their presets
@@ -48,9 +50,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(error, 2)
     except OSError as error:
-        if not error.filename:
+        if not error.filename and error.errno not in _NO_ROOM:
             raise
-        return _fail(f"{error.filename}: {error.strerror or error}", 2)
+        return _fail(f"{error.filename or 'writing'}: {error.strerror or error}", 2)
     except torch.OutOfMemoryError as error:
         return _fail(f"{str(error).splitlines()[0]} A smaller --preset or --batch-size needs less.", 2)
 

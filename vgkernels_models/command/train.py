@@ -17,6 +17,7 @@ from vgkernels_models import model_class
 from vgkernels_models.command.flags import PROGRAM, TrainFlags, train_flags
 from vgkernels_models.data.batch import Batch
 from vgkernels_models.data.batches import Batches
+from vgkernels_models.data.source import located
 from vgkernels_models.model import ModelConfig, VideoModel
 from vgkernels_models.training.progress import check_loggers, peak_memory
 from vgkernels_models.training.ranks import Ranks, join
@@ -45,10 +46,8 @@ def _train(name: str, flags: TrainFlags, ranks: Ranks, held: ExitStack) -> int:
             print(text, flush=True)
 
     config, options = flags.config, flags.training
-    for field in ("steps", "batch_size"):
-        if getattr(config, field) < 1:
-            raise ValueError(f"expected {field} to be at least 1, got {getattr(config, field)}")
-    command = shlex.join([PROGRAM, *sys.argv[1:]])
+    config = replace(config, data=located(config.data))
+    command = shlex.join([*PROGRAM.split(), *sys.argv[1:]])
     parts = asdict(config), asdict(options), flags.data.to_json()
     record = Record(name, flags.preset, *parts, ranks.world, command=command)
     torch.manual_seed(options.seed)
@@ -56,7 +55,8 @@ def _train(name: str, flags: TrainFlags, ranks: Ranks, held: ExitStack) -> int:
     if ranks.first:
         check_run(flags.out, record, flags.resume)  # likewise
         source = flags.data.open(config)
-        record = replace(record, source=source.description)
+        found = {"clips": len(source), "classes": list(source.classes)}  # which a resume may not change
+        record = replace(record, source=source.description, data={**record.data, **found})
         held.enter_context(open_run(flags.out, record, flags.resume))
     ranks.wait()  # until the first rank has filled the cache, and made or checked the run
     if not ranks.first:

@@ -84,6 +84,17 @@ class VideoSource:
         raise NotImplementedError
 
 
+def located(name_or_path: str) -> str:
+    """What `--data` takes, so that it means the same in every working directory: paths become absolute."""
+    if Path(name_or_path).exists():
+        return str(Path(name_or_path).absolute())
+    file, _, tiles = name_or_path.rpartition(":")
+    if Path(file).is_file():
+        return f"{Path(file).absolute()}:{tiles}"
+    name, _, file = name_or_path.partition(":")
+    return f"{name}:{Path(file).absolute()}" if Path(file).is_file() else name_or_path
+
+
 def open_source(
     name_or_path: str | Path,
     spec: ClipSpec,

@@ -5,6 +5,7 @@ Decides how it is called and how it is named in a protocol; no weights are ever 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ class LabelledNetwork:
             return
         path = Path(network)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: expected a TorchScript file of a network, no such file")
+            raise FileNotFoundError(errno.ENOENT, "expected a TorchScript file of a network, no such file", str(path))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
             self._call = torch.jit.load(str(path), map_location="cpu").eval()

@@ -41,7 +41,7 @@ def read_losses(run: Path, points: int = 240) -> Losses:
     """
     lines = []
     try:
-        for text in (run / "metrics.jsonl").read_text("utf-8").splitlines():
+        for text in (run / "metrics.jsonl").read_text("utf-8", "replace").splitlines():
             try:
                 line = json.loads(text)
                 lines.append((int(line["step"]), dict(line["losses"])))

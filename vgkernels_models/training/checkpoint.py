@@ -66,7 +66,11 @@ def save(
     clean(folder)
     if not target.exists():
         partial.mkdir()
-        _write(partial, step, identity, weights, averaged, optimizers)
+        try:
+            _write(partial, step, identity, weights, averaged, optimizers)
+        except (OSError, RuntimeError) as error:  # a full disk; torch has its own for it
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(f"{target}: can't be written ({str(error).splitlines()[0]})") from error
         partial.rename(target)
         sync(folder)
     for old in checkpoints(folder)[:-KEPT]:
@@ -130,7 +134,7 @@ def build(source: Path, identity: Identity) -> VideoModel:
     try:
         cls = model_class(identity.model)
         return cls(cls.Config.preset("paper", **{name: _tuples(value) for name, value in identity.config.items()}))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{source}: no model can be made of its configuration ({error})") from error
 
 
@@ -199,6 +203,8 @@ def read_resume(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not readable with weights_only=True ({reason})") from error
     if not isinstance(state, dict) or set(state) != {"step", "optimizers"}:
         raise CheckpointError(f"{path}: expected step and optimizers, got {type(state).__name__} of something else")
+    if not isinstance(state["step"], int) or state["step"] < 0:
+        raise CheckpointError(f"{path}: expected step to be a number of updates, got {state['step']!r}")
     return state
 
 
@@ -300,10 +306,17 @@ def _check_schema(path: Path, schema: Any) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}  # none shares memory
-    save_file(apart, path, metadata)
+    try:
+        save_file(apart, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # safetensors leaves it to the owner alone
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

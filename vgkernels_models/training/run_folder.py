@@ -16,7 +16,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ class Record:
         """First field that a resume may not change, its value before and now; steps may grow, without decay."""
         before_and_now = [(name, getattr(self, name), getattr(now, name)) for name in ("model", "preset")]
         for part in ("config", "data", "training"):
-            before, new = getattr(self, part), getattr(now, part)
-            before_and_now += [(name, before.get(name, new.get(name)), new.get(name)) for name in {**before, **new}]
+            before = getattr(self, part)
+            before_and_now += [(name, before.get(name, value), value) for name, value in getattr(now, part).items()]
         before_and_now += [("ranks", self.ranks, now.ranks)]
         for name, old, new in before_and_now:
             grown = name == "steps" and new >= old and not self.config.get("decay")
@@ -86,6 +86,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def begun(self) -> bool:
+        """Whether something was learnt here."""
+        return bool(checkpoints(self.checkpoints)) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+
     def write_samples(self, step: int, clips: np.ndarray) -> None:
         """uint8 (N, T, H, W, C) as samples/step-000500.npz, entry "video"."""
         self.samples.mkdir(exist_ok=True)
@@ -97,7 +102,8 @@ class RunFolder:
     def cut_metrics(self, step: int) -> None:
         """Drops the lines after this step, and one that a stop left half-written."""
         if self.metrics.exists():
-            kept = [line for line in self.metrics.read_text().splitlines() if _step(line) <= step]
+            lines = self.metrics.read_text("utf-8", "replace").splitlines()
+            kept = [line for line in lines if _step(line) <= step]
             write_whole(self.metrics, "".join(f"{line}\n" for line in kept))
             sync(self.metrics)
 
@@ -108,12 +114,14 @@ def check_run(path: Path, record: Record, resume: bool) -> None:
     Raises:
         ValueError: a run is there and `resume` is not set; it is set and a field differs; the folder is another thing.
     """
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path}: expected a folder for the run, got a file")
-    if RunFolder(path).config.exists():
-        if not resume:
+    run = RunFolder(path)
+    for folder in (path, run.checkpoints, run.samples):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder}: expected a folder of the run, got a file")
+    if run.config.exists():
+        if run.begun and not resume:
             raise ValueError(f"{path}: a run is there already: --resume goes on with it, another --out starts anew")
-        if change := read_record(path).first_change(record):
+        if run.begun and (change := read_record(path).first_change(record)):
             name, before, now = change
             why = "the decay of the learning rate depends on it" if record.config.get("decay") else "it may only grow"
             hint = f" ({why})" if name == "steps" else ""
@@ -136,13 +144,20 @@ def open_run(path: Path, record: Record, resume: bool) -> AbstractContextManager
     check_run(path, record, resume)
     run = RunFolder(path)
     path.mkdir(parents=True, exist_ok=True)
-    hold = _hold(path)
+    held = hold(path)
     clean(run.checkpoints)
+    if run.begun:
+        record = replace(record, command=read_record(path).command)
     write_whole(run.config, json.dumps({"schema": 1, **asdict(record)}, indent=1) + "\n")
-    return hold
+    return held
 
 
-def _hold(path: Path) -> AbstractContextManager[object]:
+def hold(path: Path) -> AbstractContextManager[object]:
+    """Keeps all others from training in this folder, until it is left.
+
+    Raises:
+        ValueError: another process does.
+    """
     try:
         return FileLock(path / ".lock").acquire(timeout=0)
     except Timeout as error:
@@ -160,6 +175,8 @@ def read_record(path: Path) -> Record:
     file = RunFolder(path).config
     try:
         found = json.loads(file.read_text())
+        if not all(isinstance(found[part], dict) for part in ("config", "training", "data")):
+            raise TypeError("config, training and data have to be objects")
         return Record(**{each.name: found[each.name] for each in fields(Record)})
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{path}: no run there (no config.json)") from error
@@ -210,6 +227,6 @@ def _plain(value: Any) -> Any:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")

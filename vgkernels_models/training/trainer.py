@@ -64,8 +64,8 @@ class TrainingOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} to be at least 1, got {getattr(self, name)}")
         for name in ("seed", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"expected {name} to be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < 1 << 63:
+                raise ValueError(f"expected {name} to be at least 0 and of 63 bits, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"expected ema to be a decay from 0 to 1, such as 0.999, got {self.ema}")
         if not 0 <= self.clip_gradients < math.inf:
@@ -101,10 +101,6 @@ class Trainer:
         self.options, self.ranks = options or TrainingOptions(), ranks or Ranks()
         self.model, self.batches, self.run, self.record = model.to(self.ranks.device), batches, run, record
         self.condition, self.steps, self.done = condition, model.config.steps, 0
-        if self.steps < 1:
-            raise ValueError(f"expected steps to be at least 1, got {self.steps}")
-        if not 0 <= model.config.decay <= 1:
-            raise ValueError(f"expected decay to be a share of the steps from 0 to 1, got {model.config.decay}")
         self.optimizers = self.model.optimizers()
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         self._rates = [group["lr"] for group in groups]
@@ -194,7 +190,8 @@ class Trainer:
         self._set_rates()
         step = OptimizerStep(self.done, self.optimizers, self.ranks, options.clip_gradients)
         try:
-            with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=options.bf16):
+            # Without its cache, which would go on with the weights from before the first of several updates.
+            with torch.autocast(self.ranks.device.type, torch.bfloat16, options.bf16, cache_enabled=False):
                 losses = self.model.training_step(batch, step)
         except RuntimeError as error:  # an op on the new weights may be the first to see a NaN
             self._check_finite({name: loss.item() for name, loss in step.losses.items()}, self.done + 1, error)
