@@ -38,10 +38,12 @@ class ModelConfig:
     decay: float = 0.0  # last share of the steps, in which the learning rate falls linearly to 0; 0 for none
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}  # name -> what differs from the defaults
-    LEAST: ClassVar[Mapping[str, int]] = dict.fromkeys(("frames", "size", "stride", "batch_size", "steps"), 1)
+    LEAST: ClassVar[Mapping[str, int]] = dict.fromkeys(  # name -> the least that is allowed; 0 for all others
+        ("frames", "size", "stride", "batch_size", "steps"), 1
+    )
 
     def __post_init__(self) -> None:
-        """Refuses numbers that no model can do with: below `LEAST`, or else below 0, or not finite."""
+        """Refuses numbers that no model can do with: below `LEAST`, or not finite."""
         for name, value in vars(self).items():
             least = self.LEAST.get(name, 0)
             for number in value if isinstance(value, tuple) else (value,):

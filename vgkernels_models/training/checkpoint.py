@@ -272,6 +272,8 @@ def _write(
         _write_tensors(folder / AVERAGED, averaged, metadata)
     states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
     torch.save({"step": step, "optimizers": states}, folder / RESUME)
+    for path in folder.iterdir():
+        path.chmod((folder / RESUME).stat().st_mode)  # safetensors leaves its files to the owner alone
     files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
     manifest = _signed({"format": FORMAT, "schema": SCHEMA, "step": step, "files": files})
     (folder / MANIFEST).write_bytes(manifest)
@@ -314,9 +316,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
         save_file(apart, path, metadata)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # safetensors leaves it to the owner alone
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
